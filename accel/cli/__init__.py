@@ -1,0 +1,47 @@
+"""The command line. One file per sub-command; none is imported before it is asked for.
+
+Each sub-command module has `add_arguments(parser)` and `run(arguments) -> int` (the exit status),
+and imports torch, if it needs it, inside `run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from accel._version import __version__
+
+_COMMANDS = {
+    "doctor": "what is on this machine, what is wrong, and the command that mends it",
+    "validate": "how far each engine on this machine is from float64",
+    "compare": "compare two recordings and name the first module that diverges",
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="accel", description="Accel: one program, every chip.")
+    parser.add_argument("--version", action="version", version=f"accel {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in _COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        module = importlib.import_module(f"accel.cli.{name}")
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one sub-command.
+
+    Args:
+        argv: Arguments without the program's name; `sys.argv[1:]` if None.
+
+    Returns:
+        The exit status: 0 all well, 1 a finding (a broken machine, an exceeded budget),
+        2 wrong usage, unreadable input or unwritable output.
+    """
+    arguments = _parser().parse_args(sys.argv[1:] if argv is None else argv)
+    status: int = arguments.run(arguments)
+    return status
