@@ -80,7 +80,43 @@ _HOMES = {
     "synchronize": "accel.devices.functions",
 }
 
-__all__ = sorted({"BackendError", "DeviceError", "__version__", *_SUBMODULES, *_HOMES})  # noqa: PLE0605
+__all__ = [
+    "AttentionState",
+    "BackendError",
+    "Device",
+    "DeviceError",
+    "NumericsMode",
+    "__version__",
+    "attention",
+    "available_devices",
+    "backends",
+    "current_device",
+    "current_stream",
+    "device_count",
+    "devices",
+    "dispatch",
+    "empty_cache",
+    "explain",
+    "is_available",
+    "load",
+    "manual_seed",
+    "manual_seed_all",
+    "max_memory_allocated",
+    "memory_allocated",
+    "numerics",
+    "numerics_mode",
+    "precision",
+    "register_device",
+    "report",
+    "reset_peak_memory_stats",
+    "segmented_attention",
+    "set_device",
+    "synchronize",
+    "testing",
+    "use_backend",
+    "use_device",
+    "use_numerics_mode",
+]
 
 
 def __getattr__(name: str) -> Any:

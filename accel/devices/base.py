@@ -1,0 +1,236 @@
+"""What every chip family offers: the abstract `Device` and the values it returns."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from accel.devices.batches import move as _move
+from accel.devices.dtypes import DtypeSupport, probe
+
+
+@dataclass(frozen=True)
+class MemoryInfo:
+    """Memory in bytes.
+
+    Attributes:
+        used: Held by this process: tensors on an accelerator, resident set on a CPU.
+        peak: Largest `used` since the process began or `Device.reset_peak_memory` was called.
+        free: What could still be allocated, as the driver or the kernel tells.
+        total: What the device has.
+    """
+
+    used: int
+    peak: int
+    free: int
+    total: int
+
+
+@dataclass(frozen=True)
+class RngState:
+    """The random state of one device and of the CPU, taken together.
+
+    Attributes:
+        cpu: State of torch's CPU generator, uint8 `[N]`.
+        device: State of the device's own generator, uint8 `[M]`; None on a CPU.
+    """
+
+    cpu: torch.Tensor
+    device: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """What a device is.
+
+    Attributes:
+        name: The chip, as its driver names it.
+        family: The family's name: `cpu`, `cuda`, `rocm`, `npu`, `xpu`, …
+        total_memory: Bytes.
+        dtypes: What each dtype can do here, found by trying it (see `accel.devices.dtypes`).
+        collective_backend: The `torch.distributed` backend for this device (nccl, hccl, xccl,
+            gloo, …); None where torch knows none.
+    """
+
+    name: str
+    family: str
+    total_memory: int
+    dtypes: DtypeSupport
+    collective_backend: str | None
+
+
+class Device(abc.ABC):
+    """One device of one chip family. Subclass it to add a chip (CONTRIBUTING, "add a chip").
+
+    Instances are cheap: nothing touches the driver before a property or method is used. Two
+    devices are equal if they name the same torch device.
+
+    Args:
+        index: Which device of the family; ignored by families with only one.
+
+    Attributes:
+        family: Name by which users choose it, e.g. `ACCEL_DEVICE=npu`.
+        torch_type: The `torch.device` type its tensors have. Two families may share one: CUDA
+            and ROCm are both `cuda` to torch.
+    """
+
+    family: ClassVar[str]
+    torch_type: ClassVar[str]
+
+    def __init__(self, index: int = 0) -> None:
+        self.index = index
+
+    @classmethod
+    @abc.abstractmethod
+    def count(cls) -> int:
+        """How many usable devices of this family there are now; 0 where the chip is absent."""
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """The chip, as its driver names it."""
+
+    @abc.abstractmethod
+    def synchronize(self) -> None:
+        """Wait until all work submitted to this device is done."""
+
+    @abc.abstractmethod
+    def memory(self) -> MemoryInfo:
+        """Memory now, in bytes."""
+
+    @abc.abstractmethod
+    def reset_peak_memory(self) -> None:
+        """Start `memory().peak` anew from what is used now."""
+
+    @abc.abstractmethod
+    def empty_cache(self) -> None:
+        """Give memory that the allocator keeps but does not use back to the driver."""
+
+    @abc.abstractmethod
+    def activate(self) -> None:
+        """Make this torch's current device of the calling thread."""
+
+    @abc.abstractmethod
+    def activated(self) -> contextlib.AbstractContextManager[Any]:
+        """A block in which this is torch's current device of the calling thread."""
+
+    @abc.abstractmethod
+    def own_rng_state(self) -> torch.Tensor | None:
+        """State of this device's own generator, uint8; None on a CPU."""
+
+    @abc.abstractmethod
+    def set_own_rng_state(self, state: torch.Tensor) -> None:
+        """Restore what `own_rng_state` returned."""
+
+    @abc.abstractmethod
+    def seed_own_generator(self, seed: int) -> None:
+        """Seed this device's own generator; on a CPU nothing (`seed` does it)."""
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The `torch.device` to create tensors on."""
+        return torch.device(self.torch_type, self.index)
+
+    @property
+    def info(self) -> DeviceInfo:
+        """What this device is. The dtypes are tried on first use and remembered per chip."""
+        return DeviceInfo(
+            name=self.name,
+            family=self.family,
+            total_memory=self.memory().total,
+            dtypes=probe(self.torch_device, self.fp8_compute_dtypes()),
+            collective_backend=self.collective_backend,
+        )
+
+    @property
+    def collective_backend(self) -> str | None:
+        """The `torch.distributed` backend for this device; None where torch knows none."""
+        try:
+            return torch.distributed.get_default_backend_for_device(self.torch_device)
+        except ValueError:  # torch's way of saying that none is registered
+            return None
+
+    @property
+    def autocast_dtype(self) -> torch.dtype:
+        """What `torch.autocast` computes in on this device when no dtype is given."""
+        return torch.get_autocast_dtype(self.torch_type)
+
+    def fp8_compute_dtypes(self) -> frozenset[torch.dtype]:
+        """The 8-bit floating-point dtypes that this chip multiplies matrices in.
+
+        No PyTorch operator tells it: `torch.mm` of FP8 tensors also runs where it is emulated.
+        """
+        return frozenset()
+
+    def seed(self, seed: int) -> None:
+        """Seed this device's generator and the CPU's together.
+
+        Python's and NumPy's generators are not touched.
+        """
+        torch.default_generator.manual_seed(seed)
+        self.seed_own_generator(seed)
+
+    def rng_state(self) -> RngState:
+        """The generators' states of this device and the CPU."""
+        return RngState(cpu=torch.get_rng_state(), device=self.own_rng_state())
+
+    def set_rng_state(self, state: RngState) -> None:
+        """Restore what `rng_state` returned.
+
+        Raises:
+            ValueError: The state comes from an accelerator and this is a CPU, or the reverse.
+        """
+        if (state.device is None) != (self.own_rng_state() is None):
+            raise ValueError(
+                f"this RNG state was taken on {'a CPU' if state.device is None else 'a chip'} and "
+                f"cannot be restored on {self}: random streams differ between them; seed with "
+                "device.seed(...) instead"
+            )
+        torch.set_rng_state(state.cpu)
+        if state.device is not None:
+            self.set_own_rng_state(state.device)
+
+    def move(self, batch: Any, *, pin: bool = True) -> Any:
+        """Move every tensor in a nested batch to this device.
+
+        Mappings, lists, tuples, named tuples and dataclasses are rebuilt; an object with a
+        `.to(device)` method of its own is asked; anything else is returned as it is.
+
+        Args:
+            batch: Tensors, nested at will.
+            pin: Copy pageable CPU tensors to page-locked memory first, so that the transfer
+                overlaps with computing. Tensors that a DataLoader pinned are not copied again.
+
+        Returns:
+            The same structure. Host-to-device copies are asynchronous and ordered with the
+            device's work; device-to-host copies have finished on return.
+        """
+        return _move(batch, self.torch_device, pin=pin and self.torch_type != "cpu")
+
+    @contextlib.contextmanager
+    def deterministic(self) -> Iterator[None]:
+        """Use only deterministic algorithms inside the block; restores every switch after it.
+
+        An operator that has no deterministic form raises inside the block.
+        """
+        from accel.devices.switches import numerics_mode, use_numerics_mode
+
+        with use_numerics_mode(numerics_mode().as_deterministic()):
+            yield
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Device) and other.torch_device == self.torch_device
+
+    def __hash__(self) -> int:
+        return hash(self.torch_device)
+
+    def __str__(self) -> str:
+        return str(self.torch_device)
+
+    def __repr__(self) -> str:
+        return f"<accel {self.family} device {self.torch_device}>"
