@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from accel_kernels.segmented_attention.state import Tile, accumulation_dtype, empty_state, merge
+from accel_kernels.segmented_attention.state import Tile, accumulation_dtype, merge
 from accel_kernels.segmented_attention.state import tiles as tiles_of
 
 # One aten call per tile: large enough that the call costs nothing, small enough for one tile's
@@ -51,12 +51,17 @@ def segmented_attention(
         `out` `[B, H, T, D]` in the query's dtype and `lse` `[B, H, T]` in float32 (float64 for
         float64), both differentiable.
     """
+    scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    if scale <= 0.0:
+        # aten masks with -inf before it scales, which a negative scale turns into +inf and zero
+        # into NaN. Changing the query's sign instead is exact.
+        query, scale = (-query, -scale) if scale < 0.0 else (query * 0.0, 1.0)
     out, lse = _SegmentedAttention.apply(
         query,
         key,
         value,
         is_causal,
-        1.0 / math.sqrt(query.shape[-1]) if scale is None else scale,
+        scale,
         DEFAULT_SEGMENT_SIZE if segment_size is None else segment_size,
     )
     return out, lse if return_lse else None
@@ -77,10 +82,14 @@ class _SegmentedAttention(torch.autograd.Function):
         if len(covering) == 1 and covering[0].q0 == 0:
             out, lse = _attend(query, key, value, 0.0, covering[0].diagonal, scale=scale)
             return out, lse
-        out, lse = empty_state(query, value.shape[-1])
+        dtype = accumulation_dtype(query.dtype)
+        out = torch.zeros_like(query, dtype=dtype)
+        # In float64: with every merge in float32 its error would grow, and the backward takes
+        # the exponential of it.
+        lse = query.new_full(query.shape[:-1], -torch.inf, dtype=torch.float64)
         for tile in covering:
             _merge_tile(out, lse, query, key, value, tile, scale)
-        return out.to(query.dtype), lse
+        return out.to(query.dtype), lse.to(dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -126,7 +135,7 @@ def _merge_tile(
         out[:, :, rows], lse[:, :, rows] = part, part_lse
         return
     out[:, :, rows], lse[:, :, rows] = merge(
-        out[:, :, rows], lse[:, :, rows], part.to(out.dtype), part_lse
+        out[:, :, rows], lse[:, :, rows], part.to(out.dtype), part_lse.to(lse.dtype)
     )
 
 
@@ -188,5 +197,5 @@ def _with_lse_column(
 
 
 def _unit_stride(tensor: Tensor) -> Tensor:
-    """The kernel of aten reads the head size with stride 1, whatever the tensor's real stride is."""
+    """Aten reads the head size with stride 1, whatever the real stride is."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from accel_kernels.segmented_attention.state import Tile, accumulation_dtype, merge, tiles
+from accel_kernels.segmented_attention.state import Tile, accumulation_dtype, tiles
 
 DEFAULT_SEGMENT_SIZE = 1024
 
@@ -97,22 +97,41 @@ def _forward(
     covering = tiles(query.shape[2], key.shape[2], segment_size, is_causal)
     outs, lses = [], []
     for q0, q1 in _blocks(query.shape[2], segment_size):
-        rows = q[..., q0:q1, :].to(dtype)
-        out = rows.new_zeros((*rows.shape[:-1], value.shape[-1]))
-        lse = rows.new_full(rows.shape[:-1], -torch.inf)
-        for tile in _within(covering, q0, q1):
-            local = slice(tile.q0 - q0, tile.q1 - q0)
-            scores = _scores(rows[..., local, :], key, tile, scale)
-            part_lse = torch.logsumexp(scores, -1)
-            part = torch.exp(scores - part_lse.unsqueeze(-1)) @ _keys(value, tile, dtype)
-            merged = merge(out[..., local, :], lse[..., local], part, part_lse)
-            out[..., local, :], lse[..., local] = merged
+        out, lse = _attend_rows(q[..., q0:q1, :].to(dtype), key, value, covering, q0, scale)
         outs.append(out)
         lses.append(lse)
     if not outs:
-        outs, lses = [q.new_zeros((*q.shape[:-1], value.shape[-1]))], [q[..., 0].to(dtype)]
+        return query.new_zeros((*query.shape[:-1], value.shape[-1])), query[..., 0].to(dtype)
     out = torch.cat(outs, -2).reshape(*query.shape[:-1], value.shape[-1])
     return out.to(query.dtype), torch.cat(lses, -1).reshape(query.shape[:-1])
+
+
+def _attend_rows(
+    rows: Tensor, key: Tensor, value: Tensor, covering: list[Tile], first: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Online softmax of the query rows from `first` on (Milakov & Gimelshein, algorithm 3).
+
+    The running maximum and sum are kept apart until the end, since their logarithm, however the
+    keys are cut, would carry the rounding of every segment.
+    """
+    total = rows.new_zeros((*rows.shape[:-1], value.shape[-1]))
+    highest = rows.new_full(rows.shape[:-1], -torch.inf)
+    normaliser = torch.zeros_like(highest)
+    for tile in _within(covering, first, first + rows.shape[-2]):
+        at = slice(tile.q0 - first, tile.q1 - first)
+        scores = _scores(rows[..., at, :], key, tile, scale)
+        before = highest[..., at]
+        now = torch.maximum(before, scores.amax(-1))
+        shrink = torch.exp(before - now)
+        weights = torch.exp(scores - now.unsqueeze(-1))
+        highest[..., at] = now
+        normaliser[..., at] = normaliser[..., at] * shrink + weights.sum(-1)
+        part = weights @ _keys(value, tile, rows.dtype)
+        total[..., at, :] = total[..., at, :] * shrink.unsqueeze(-1) + part
+    empty = highest == -torch.inf
+    lse = highest + torch.log(normaliser)
+    out = total / normaliser.unsqueeze(-1)
+    return torch.where(empty.unsqueeze(-1), torch.zeros_like(out), out), lse
 
 
 def _backward(

@@ -43,6 +43,7 @@ def request(
         ("softcap", softcap is not None),
         ("bias", bias is not None),
         ("segment_size", segment_size is not None),
+        ("scale not positive", scale is not None and scale <= 0.0),
         ("return_lse", return_lse),
     ):
         if used:

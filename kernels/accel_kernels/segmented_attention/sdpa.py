@@ -1,7 +1,8 @@
 """`torch.nn.functional.scaled_dot_product_attention`, where the request fits it exactly.
 
 What it cannot do exactly, it would do by another rule (causal masking of unequal lengths is aligned
-at the top left) or in quadratic memory (a head size that is not contiguous): the spec refuses both.
+at the top left; a scale that is not positive gives NaN with its CPU kernel) or in quadratic memory
+(a head size that is not contiguous): the spec refuses all three.
 """
 
 from __future__ import annotations

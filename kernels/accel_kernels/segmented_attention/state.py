@@ -67,26 +67,19 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
     """The state over the union of two disjoint sets of keys.
 
+    The weights come from the difference of the log-sum-exps, so that they add up to one however
+    the log-sum-exps are rounded; `exp(lse_a - lse)` would scale the output by their error.
+
     Args:
         out_a: `[..., T, D]`.
-        lse_a: `[..., T]`, -inf for a row that saw no key.
+        lse_a: `[..., T]`, -inf for a row that saw no key. May be of a wider dtype than `out_a`.
         out_b: As `out_a`.
         lse_b: As `lse_a`.
 
     Returns:
-        `out` and `lse` of the union, in the dtype of the arguments.
+        `out` and `lse` of the union, in the dtypes of the arguments.
     """
-    lse = torch.logaddexp(lse_a, lse_b)
-    # exp(-inf - -inf) would be NaN: a row that saw no key at all gets weights 0 instead.
-    finite = torch.where(lse == -torch.inf, torch.zeros_like(lse), lse)
-    weight_a = torch.exp(lse_a - finite).unsqueeze(-1)
-    weight_b = torch.exp(lse_b - finite).unsqueeze(-1)
-    return out_a * weight_a + out_b * weight_b, lse
-
-
-def empty_state(query: Tensor, value_head_size: int) -> tuple[Tensor, Tensor]:
-    """The state of query rows that have seen no key yet, in the accumulation dtype."""
-    dtype = accumulation_dtype(query.dtype)
-    out = query.new_zeros((*query.shape[:-1], value_head_size), dtype=dtype)
-    lse = query.new_full(query.shape[:-1], -torch.inf, dtype=dtype)
-    return out, lse
+    both_empty = (lse_a == -torch.inf) & (lse_b == -torch.inf)
+    difference = torch.where(both_empty, torch.zeros_like(lse_a), lse_b - lse_a)
+    weight_b = torch.sigmoid(difference).to(out_a.dtype).unsqueeze(-1)
+    return torch.lerp(out_a, out_b, weight_b), torch.logaddexp(lse_a, lse_b)
