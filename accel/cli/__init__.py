@@ -20,15 +20,20 @@ _COMMANDS = {
 }
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(chosen: str | None) -> argparse.ArgumentParser:
+    """The parser, with the arguments of the chosen sub-command only.
+
+    The others stay unimported: `accel doctor` must run whatever the others need.
+    """
     parser = argparse.ArgumentParser(prog="accel", description="Accel: one program, every chip.")
     parser.add_argument("--version", action="version", version=f"accel {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in _COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary)
-        module = importlib.import_module(f"accel.cli.{name}")
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        if name == chosen:
+            module = importlib.import_module(f"accel.cli.{name}")
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
     return parser
 
 
@@ -42,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 all well, 1 a finding (a broken machine, an exceeded budget),
         2 wrong usage, unreadable input or unwritable output.
     """
-    arguments = _parser().parse_args(sys.argv[1:] if argv is None else argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    chosen = next((argument for argument in given if not argument.startswith("-")), None)
+    arguments = _parser(chosen).parse_args(given)
     status: int = arguments.run(arguments)
     return status

@@ -6,7 +6,7 @@ Tests, `accel validate`, `accel compare` and the docs all use these functions an
 
 "As far" means the root mean square of the error. It is stable: over 4,320 benign results (attention
 outputs and gradients of two kernels, float32 and bfloat16, 11 shapes, 30 seeds) it never exceeded
-1.5 times that of the plain formula. The largest error of a tensor is not: one element's cancellation
+1.5 times that of the plain formula. The largest error of a tensor is not: a single cancellation
 decides it, and in the same population it reached 4.1 times the plain formula's. It is therefore
 held to `WORST_FACTOR`, a coarse limit that finds single corrupted elements.
 
@@ -116,9 +116,8 @@ def budget(
         dtype: What the outputs are rounded to; its unit roundoff is the rounding band.
         floor: The typical error of the other tensors of the run (`typical`); see this module's
             text for why.
-        factor: How many times the reference's rms error is allowed (the worst error in proportion);
-            a kernel that declares another
-            than `FACTOR` (`KernelSpec.tolerance`) says why in the CHANGELOG.
+        factor: How many times the reference's rms error is allowed (and the worst error in
+            proportion); a kernel with another than `FACTOR` says why in the CHANGELOG.
     """
     band = unit_roundoff(dtype)
     least = floor or Deviation(0.0, 0.0)

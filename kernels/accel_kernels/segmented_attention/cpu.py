@@ -63,6 +63,7 @@ def segmented_attention(
         is_causal,
         scale,
         DEFAULT_SEGMENT_SIZE if segment_size is None else segment_size,
+        return_lse,
     )
     return out, lse if return_lse else None
 
@@ -76,6 +77,7 @@ class _SegmentedAttention(torch.autograd.Function):
         is_causal: bool,
         scale: float,
         segment_size: int,
+        return_lse: bool,
     ) -> tuple[Tensor, Tensor]:
         query, key, value = _unit_stride(query), _unit_stride(key), _unit_stride(value)
         covering = _plan(query, key, segment_size, is_causal)
@@ -93,28 +95,54 @@ class _SegmentedAttention(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        query, key, value, ctx.is_causal, ctx.scale, ctx.segment_size = inputs
+        query, key, value, ctx.is_causal, ctx.scale, ctx.segment_size, ctx.return_lse = inputs
         ctx.save_for_backward(query, key, value, *output)
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> Any:
         query, key, value, out, lse = ctx.saved_tensors
         shapes = query.shape, key.shape, value.shape
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-        if grad_lse is not None:
+        # Compiled code hands in zeros for an output that nobody uses.
+        if grad_lse is not None and ctx.return_lse:
             query, key, value, out, grad_out = _with_lse_column(
                 query, key, value, out, grad_out, grad_lse
             )
         query, key, value = _unit_stride(query), _unit_stride(key), _unit_stride(value)
         grad_out = _unit_stride(grad_out)
         covering = _plan(query, key, ctx.segment_size, ctx.is_causal)
-        gradients = _backward(query, key, value, out, grad_out, lse, covering, ctx.scale)
-        kept = (
+        with torch.no_grad():
+            gradients = _backward(query, key, value, out, grad_out, lse, covering, ctx.scale)
+        kept = [
             gradient[..., : shape[-1]] for gradient, shape in zip(gradients, shapes, strict=True)
+        ]
+        if torch.is_grad_enabled():  # create_graph=True
+            kept = [_Undifferentiable.apply(gradient.requires_grad_()) for gradient in kept]
+        return (*kept, None, None, None, None)
+
+
+class _Undifferentiable(torch.autograd.Function):
+    """The identity, with an error for a derivative.
+
+    torch's `once_differentiable` gives one only if the gradient handed in has a graph itself;
+    otherwise it lets the gradients pass for constants, and a gradient penalty would be silently 0.
+    """
+
+    @staticmethod
+    def forward(gradient: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        raise RuntimeError(
+            "segmented_attention's cpu backend has no second derivative; call it with "
+            "backend='reference', which has"
         )
-        return (*kept, None, None, None)
 
 
 def _plan(query: Tensor, key: Tensor, segment_size: int, is_causal: bool) -> list[Tile]:

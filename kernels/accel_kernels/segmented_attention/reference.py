@@ -49,6 +49,7 @@ def segmented_attention(
         is_causal,
         1.0 / math.sqrt(query.shape[-1]) if scale is None else scale,
         DEFAULT_SEGMENT_SIZE if segment_size is None else segment_size,
+        return_lse,
     )
     return out, lse if return_lse else None
 
@@ -62,13 +63,14 @@ class _SegmentedAttention(torch.autograd.Function):
         is_causal: bool,
         scale: float,
         segment_size: int,
+        return_lse: bool,
     ) -> tuple[Tensor, Tensor]:
         with torch.autocast(query.device.type, enabled=False):
             return _forward(query, key, value, is_causal, scale, segment_size)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        query, key, value, ctx.is_causal, ctx.scale, ctx.segment_size = inputs
+        query, key, value, ctx.is_causal, ctx.scale, ctx.segment_size, ctx.return_lse = inputs
         ctx.save_for_backward(query, key, value, *output)
         ctx.set_materialize_grads(False)
 
@@ -79,13 +81,14 @@ class _SegmentedAttention(torch.autograd.Function):
             if grad_out is None:
                 grad_out = torch.zeros_like(out)
             delta = (grad_out * out).to(lse.dtype).sum(-1)
-            if grad_lse is not None:
+            # Compiled code hands in zeros for an output that nobody uses.
+            if grad_lse is not None and ctx.return_lse:
                 # d lse / d score is the probability itself: one subtraction serves both.
                 delta = delta - grad_lse
             gradients = _backward(
                 query, key, value, lse, grad_out, delta, ctx.is_causal, ctx.scale, ctx.segment_size
             )
-        return (*gradients, None, None, None)
+        return (*gradients, None, None, None, None)
 
 
 def _forward(

@@ -1,0 +1,192 @@
+"""The public attention call: its checks, autocast, and what it refuses."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import accel
+from accel import AttentionState, BackendError
+
+
+def tensors(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    return [torch.randn(shape).to(dtype) for shape in shapes]
+
+
+GOOD = [(2, 4, 6, 8)] * 3
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ([(4, 6, 8)] * 3, r"query must be \[B, H, T, D\], but has shape \(4, 6, 8\)"),
+        ([(2, 4, 6, 8), (2, 4, 6, 8), (2, 4, 8)], "value must be"),
+        ([(2, 4, 6, 8), (3, 4, 6, 8), (3, 4, 6, 8)], "one batch size"),
+        ([(2, 4, 6, 8), (2, 4, 6, 16), (2, 4, 6, 16)], "one head size"),
+        ([(2, 4, 6, 8), (2, 4, 6, 8), (2, 4, 7, 8)], "agree in batch, heads and length"),
+        ([(2, 4, 6, 8), (2, 4, 6, 8), (2, 2, 6, 8)], "agree in batch, heads and length"),
+        ([(2, 4, 6, 8), (2, 3, 6, 8), (2, 3, 6, 8)], "multiple of the key's 3 heads"),
+        ([(2, 4, 6, 8), (2, 8, 6, 8), (2, 8, 6, 8)], "multiple of the key's 8 heads"),
+        ([(2, 4, 6, 8), (2, 0, 6, 8), (2, 0, 6, 8)], "multiple of the key's 0 heads"),
+        ([(2, 4, 6, 0)] * 3, "head size must be at least 1"),
+    ],
+)
+def test_shapes_that_do_not_fit(shapes, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        accel.segmented_attention(*tensors(*shapes))
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "message"),
+    [
+        ((torch.float32, torch.float32, torch.float16), "must have one dtype"),
+        ((torch.int64,) * 3, "floating dtype, not torch.int64"),
+        ((torch.complex64,) * 3, "floating dtype, not torch.complex64"),
+    ],
+)
+def test_dtypes_that_do_not_fit(dtypes, message) -> None:
+    inputs = [t.to(d) for t, d in zip(tensors(*GOOD), dtypes, strict=True)]
+    with pytest.raises(TypeError, match=message):
+        accel.segmented_attention(*inputs)
+
+
+def test_fp8_is_refused_with_every_backends_reason() -> None:
+    inputs = [t.to(torch.float8_e4m3fn) for t in tensors(*GOOD)]
+    with pytest.raises(BackendError, match="no kernel can serve") as caught:
+        accel.segmented_attention(*inputs)
+    assert str(caught.value).count("not float8_e4m3fn") == 3
+
+
+def test_devices_that_do_not_fit() -> None:
+    query, key, value = tensors(*GOOD)
+    with pytest.raises(ValueError, match="must be on one device, but are on cpu, meta, cpu"):
+        accel.segmented_attention(query, key.to("meta"), value)
+
+
+def test_what_is_no_tensor() -> None:
+    query, key, _ = tensors(*GOOD)
+    with pytest.raises(TypeError, match="value must be a tensor, not list"):
+        accel.segmented_attention(query, key, [1.0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale": math.inf}, "scale must be finite"),
+        ({"scale": math.nan}, "scale must be finite"),
+        ({"dropout_p": 1.0}, "dropout_p"),
+        ({"dropout_p": -0.1}, "dropout_p"),
+        ({"softcap": 0.0}, "softcap"),
+        ({"softcap": math.inf}, "softcap"),
+        ({"segment_size": 0}, "segment_size"),
+    ],
+)
+def test_numbers_that_do_not_fit(options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        accel.segmented_attention(*tensors(*GOOD), **options)
+
+
+@pytest.mark.parametrize("backend", [None, "reference", "cpu", "sdpa"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("mask", torch.ones(6, 6).bool()), ("dropout_p", 0.1), ("softcap", 30.0), ("bias", 1.0)],
+)
+def test_what_is_not_built_raises_on_every_backend(name, value, backend) -> None:
+    with pytest.raises(BackendError, match=f"does not support {name}"):
+        accel.segmented_attention(*tensors(*GOOD), **{name: value}, backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"return_lse": True}, "return_lse"),
+        ({"segment_size": 4}, "segment_size"),
+        ({"scale": -1.0}, "scale not positive"),
+        ({"scale": 0.0}, "scale not positive"),
+    ],
+)
+def test_sdpa_refuses_what_torchs_operator_would_do_otherwise(options, reason) -> None:
+    with pytest.raises(BackendError, match=f"does not support {reason}"):
+        accel.segmented_attention(*tensors(*GOOD), is_causal=True, **options, backend="sdpa")
+
+
+def test_causal_is_aligned_at_the_bottom_right() -> None:
+    """One last query sees every key; torch's operator would show it the first one only."""
+    query, key, value = tensors((1, 1, 1, 4), (1, 1, 9, 4), (1, 1, 9, 4))
+    ours = accel.segmented_attention(query, key, value, is_causal=True)
+    assert torch.allclose(ours, accel.segmented_attention(query, key, value), atol=1e-6)
+    theirs = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    assert torch.equal(theirs, value[:, :, :1])
+    assert not torch.allclose(ours, theirs)
+
+
+def test_return_lse_gives_the_attention_state() -> None:
+    inputs = tensors(*GOOD)
+    state = accel.segmented_attention(*inputs, return_lse=True)
+    assert isinstance(state, AttentionState)
+    assert torch.equal(state.out, accel.segmented_attention(*inputs))
+    assert state.lse.dtype == torch.float32
+    scores = inputs[0] @ inputs[1].mT / math.sqrt(8)
+    assert torch.allclose(state.lse, scores.logsumexp(-1), atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu", "sdpa"])
+def test_autocast_casts_as_torchs_attention_does(backend) -> None:
+    """Mixed inputs are taken to the autocast dtype; the backward may run under autocast too."""
+    query, key, value = tensors(*GOOD)
+    inputs = [query.requires_grad_(), key.bfloat16().requires_grad_(), value.requires_grad_()]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = accel.segmented_attention(*inputs, is_causal=True, backend=backend)
+        inside = torch.autograd.grad(out.float().sum(), inputs, retain_graph=True)
+    outside = torch.autograd.grad(out.float().sum(), inputs)
+    assert out.dtype == torch.bfloat16
+    plain = accel.segmented_attention(
+        *(t.bfloat16() for t in inputs), is_causal=True, backend=backend
+    )
+    assert torch.equal(out, plain)
+    for a, b, t in zip(inside, outside, inputs, strict=True):
+        assert torch.equal(a, b)
+        assert a.dtype == t.dtype
+
+
+def test_autocast_leaves_float64_alone() -> None:
+    inputs = tensors(*GOOD, dtype=torch.float64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = accel.segmented_attention(*inputs)
+    assert torch.equal(out, accel.segmented_attention(*inputs))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("needed", [(True, False, False), (False, True, True)])
+def test_only_wanted_gradients(backend, needed) -> None:
+    inputs = [t.requires_grad_(n) for t, n in zip(tensors(*GOOD), needed, strict=True)]
+    accel.segmented_attention(*inputs, is_causal=True, backend=backend).sum().backward()
+    assert [t.grad is not None for t in inputs] == list(needed)
+
+
+def test_the_cpu_kernel_has_no_second_derivative_and_says_so() -> None:
+    inputs = [t.double().requires_grad_() for t in tensors(*GOOD)]
+    out = accel.segmented_attention(*inputs, backend="cpu")
+    (grad,) = torch.autograd.grad(out.sum(), inputs[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="has no second derivative; call it with"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu", "sdpa"])
+def test_the_same_bits_for_any_thread_count(backend) -> None:
+    leaves = [t.requires_grad_() for t in tensors(*[(2, 4, 130, 16)] * 3)]
+    options = {} if backend == "sdpa" else {"segment_size": 48}
+    grad = torch.randn(2, 4, 130, 16)
+
+    def run(threads: int) -> list[Tensor]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            out = accel.segmented_attention(*leaves, is_causal=True, backend=backend, **options)
+            return [out, *torch.autograd.grad(out, leaves, grad)]
+        finally:
+            torch.set_num_threads(before)
+
+    for one, two in zip(run(1), run(2), strict=True):
+        assert torch.equal(one, two)
