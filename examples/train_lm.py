@@ -1,9 +1,7 @@
-"""Train a small language model on the accelerator that is here.
+"""Train a small language model on the accelerator that is here, by character, on Python's manual.
 
-The text is one that every Python carries: the language reference in `pydoc_data.topics`, read by
-character. On one device:      python examples/train_lm.py
-On several:                    torchrun --nproc-per-node 2 examples/train_lm.py
-Stop and go on later:          python examples/train_lm.py --checkpoint lm.pt   (twice)
+On one device: python examples/train_lm.py          Stop and go on: … --checkpoint lm.pt
+On several:    torchrun --nproc-per-node 2 examples/train_lm.py
 """
 
 import argparse
@@ -79,8 +77,7 @@ def batch(text: Tensor, size: int, context: int, seed: int) -> tuple[Tensor, Ten
 
 def save(state: dict[str, object], path: Path) -> None:
     """Write beside, then rename: a checkpoint is whole or not there."""
-    beside = path.with_name(path.name + ".part")
-    torch.save(state, beside)
+    torch.save(state, beside := path.with_name(path.name + ".part"))
     beside.replace(path)
 
 
@@ -110,12 +107,8 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
     precision = accel.precision.Precision(plain, policy)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, options.steps, pct_start=0.1)
-    parts: dict[str, Any] = {
-        "model": plain,
-        "optimizer": optimizer,
-        "precision": precision,
-        "schedule": schedule,
-    }
+    parts: dict[str, Any] = {"model": plain, "optimizer": optimizer, "precision": precision}
+    parts["schedule"] = schedule
 
     first = 0
     if options.checkpoint and options.checkpoint.exists():
@@ -126,7 +119,8 @@ def main() -> None:
         say(f"continuing after step {first}")
 
     tokens = options.batch * options.context * world
-    with accel.report.Progress((options.steps - first) * tokens, "train", unit="token") as bar:
+    total = (options.steps - first) * tokens
+    with accel.report.Progress(total, "train", unit="token", enabled=rank == 0) as bar:
         for step in range(first, options.steps):
             # Every process and step has excerpts of its own, so that a resumed run sees the same.
             drawn = batch(training, options.batch, options.context, seed=step * world + rank)
@@ -136,7 +130,7 @@ def main() -> None:
             precision.step(optimizer, max_norm=1.0)
             schedule.step()
             optimizer.zero_grad()
-            bar.advance(tokens if rank == 0 else 0, f"step {step + 1}  loss {loss:.3f}")
+            bar.advance(tokens, f"step {step + 1}  loss {loss:.3f}")
             due = step % 100 == 99 or step + 1 == options.steps
             if options.checkpoint and rank == 0 and due:
                 states = {name: part.state_dict() for name, part in parts.items()}

@@ -26,9 +26,9 @@ class AttentionCase:
     batch: int = 2
     segment_size: int | None = None
 
-    def inputs(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def inputs(self, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Query, key, value and the gradient of the output, rounded to `dtype`, on the CPU."""
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(seed)
 
         def draw(heads: int, length: int) -> Tensor:
             shape = (self.batch, heads, length, self.head_size)
@@ -43,10 +43,10 @@ class AttentionCase:
 
 
 ATTENTION_CASES = (
-    AttentionCase("attention, full", 4, 4, 100, 63, is_causal=False),
-    AttentionCase("attention, causal", 4, 4, 100, 100, is_causal=True),
-    AttentionCase("attention, causal, segments of 32", 4, 4, 63, 100, True, segment_size=32),
-    AttentionCase("attention, grouped heads, causal", 6, 2, 65, 65, is_causal=True),
+    AttentionCase("full attention", 4, 4, 100, 63, is_causal=False),
+    AttentionCase("causal attention", 4, 4, 100, 100, is_causal=True),
+    AttentionCase("causal attention in segments", 4, 4, 63, 100, True, segment_size=32),
+    AttentionCase("grouped causal attention", 6, 2, 65, 65, is_causal=True),
 )
 
 

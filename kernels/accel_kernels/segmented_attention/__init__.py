@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from accel_kernels.segmented_attention.request import NAME, request
+from accel_kernels.segmented_attention.arguments import NAME, request
 from accel_kernels.spec import KernelSpec, Operation
 
 

@@ -1,0 +1,68 @@
+"""`accel validate`: how far each engine on this machine is from float64."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from accel.devices import Device
+    from accel.testing import Check
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `accel validate`."""
+    parser.description = (
+        "Run the conformance suite on every device here, in float32 and in its autocast dtype, "
+        "against float64 on the CPU. Exit status: 0 all within budget, 1 a budget is exceeded, 2 "
+        "wrong usage, a missing device or unwritable output."
+    )
+    parser.add_argument(
+        "--device", action="append", metavar="NAME", help="only this one, e.g. npu:0; repeatable"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the result as JSON")
+    parser.add_argument("--html", metavar="FILE", help="write the result as a self-contained page")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the suite, print its table, and write what was asked for.
+
+    Args:
+        arguments: Of `add_arguments`.
+
+    Returns:
+        The exit status.
+    """
+    from accel.devices import available_devices, find_device
+    from accel.errors import DeviceError
+    from accel.report import check_writable, write_atomically
+    from accel.testing import presentation
+
+    try:
+        named = arguments.device
+        devices = [find_device(name) for name in named] if named else available_devices()
+        for path in filter(None, (arguments.json, arguments.html)):
+            check_writable(path)
+        checks = _run(devices)
+        print(presentation.as_text(checks))
+        if arguments.json:
+            write_atomically(arguments.json, presentation.as_json(checks, devices))
+        if arguments.html:
+            write_atomically(arguments.html, presentation.as_html(checks, devices))
+            print(f"report: {arguments.html}")
+    except (DeviceError, OSError) as error:
+        print(f"accel validate: {error}", file=sys.stderr)
+        return 2
+    return 0 if checks and all(check.reason is None for check in checks) else 1
+
+
+def _run(devices: list[Device]) -> list[Check]:
+    from accel.report import Progress
+    from accel.testing import conformance
+    from accel.testing.suite import expected_checks
+
+    with Progress(expected_checks(devices), "validate", unit="check") as progress:
+        return conformance(
+            devices, on_check=lambda check: progress.advance(text=f"{check.engine} {check.name}")
+        )

@@ -1,0 +1,69 @@
+"""`accel validate` as a user calls it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import accel.testing.suite
+from accel.cli import main
+from accel.testing import Check
+
+GOOD = Check("attention", "cpu/cpu", "float32", "out", 1e-7, 1e-7, 3e-7, None)
+BAD = Check("attention", "cpu/cpu", "float32", "out", 1e-3, 1e-7, 3e-7, "rms error exceeds")
+
+
+@pytest.fixture
+def checks(monkeypatch):
+    """Stand-in results; the suite itself is tested in test_testing.py."""
+    found: list[Check] = [GOOD]
+
+    def run(devices, *, on_check):
+        for check in found:
+            on_check(check)
+        return list(found)
+
+    monkeypatch.setattr(accel.testing, "conformance", run)
+    return found
+
+
+def test_within_budget(checks, capsys, tmp_path: Path) -> None:
+    report, data = tmp_path / "r.html", tmp_path / "r.json"
+    assert main(["validate", "--html", str(report), "--json", str(data)]) == 0
+    assert "All 1 checks are within their budgets" in capsys.readouterr().out
+    assert json.loads(data.read_text())["ok"] is True
+    assert report.read_text().startswith("<!doctype html>")
+
+
+def test_an_exceeded_budget_exits_with_1(checks, capsys) -> None:
+    checks.append(BAD)
+    assert main(["validate"]) == 1
+    assert "1 of 2 checks exceed their budgets" in capsys.readouterr().out
+
+
+def test_nothing_checked_is_no_success(checks) -> None:
+    checks.clear()
+    assert main(["validate"]) == 1
+
+
+@pytest.mark.parametrize("option", ["--html", "--json"])
+def test_unwritable_output_is_said_before_anything_runs(option, checks, capsys, tmp_path) -> None:
+    target = tmp_path / "missing" / "r"
+    assert main(["validate", option, str(target)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert str(target) in captured.err
+
+
+@pytest.mark.parametrize("name", ["npu", "nosuch", "cpu:x"])
+def test_an_unknown_device(name, checks, capsys) -> None:
+    assert main(["validate", "--device", name]) == 2
+    assert name in capsys.readouterr().err
+
+
+def test_usage(capsys) -> None:
+    for arguments in (["validate", "--nosuch"], ["nosuch"], []):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2

@@ -1,0 +1,67 @@
+"""The README and the examples, executed as they stand."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_python_blocks_run(block: str, tmp_path: Path) -> None:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", block],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert not list(tmp_path.iterdir()), "a README block left files behind"
+
+
+def test_the_first_example_comes_within_20_lines() -> None:
+    lines = README.splitlines()
+    start = lines.index("```python")
+    assert lines.index("```", start + 1) <= 20
+
+
+def test_there_are_two_commands_and_make_has_them() -> None:
+    shell = re.search(r"```shell\n(.*?)```", README, re.DOTALL).group(1)
+    commands = [line.split("#")[0].split() for line in shell.splitlines()]
+    assert commands == [["make", "demo"], ["make", "test"]]
+    makefile = (ROOT / "Makefile").read_text()
+    assert all(f"\n{target}:" in makefile for _, target in commands)
+    assert "make test" in (ROOT / ".ci/run").read_text()
+
+
+@pytest.mark.parametrize("name", re.findall(r"\]\(([\w./-]+)\)", README))
+def test_links_lead_somewhere(name: str) -> None:
+    assert (ROOT / name).exists()
+
+
+def test_commands_named_in_the_readme_exist() -> None:
+    for command in set(re.findall(r"`accel (\w+)", README)):
+        result = subprocess.run(
+            [sys.executable, "-m", "accel", command, "--help"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])},
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, result.stderr
+
+
+def test_workflows_only_call_scripts() -> None:
+    for workflow in ROOT.glob(".github/workflows/*.yml"):
+        commands = re.findall(r"- run: (.*)", workflow.read_text())
+        assert commands
+        for command in commands:
+            assert re.fullmatch(r"(bash \.ci/run|ci/\w+|make \.venv/\.installed)", command), command
