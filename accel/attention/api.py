@@ -10,7 +10,7 @@ from torch import Tensor
 
 from accel.attention.state import AttentionState
 from accel.dispatch import kernel_for
-from accel_kernels.segmented_attention.request import request
+from accel_kernels.segmented_attention.arguments import request
 
 
 @overload
