@@ -1,4 +1,4 @@
-"""The README and the examples, executed as they stand."""
+"""The README and the pages of docs/, executed as they stand."""
 
 import os
 import re
@@ -10,10 +10,17 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+BLOCKS = {
+    f"{page.name}-{i}": block
+    for page in PAGES
+    for i, block in enumerate(
+        re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    )
+}
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS.keys())
 def test_python_blocks_run(block: str, tmp_path: Path) -> None:
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     result = subprocess.run(
@@ -24,7 +31,7 @@ def test_python_blocks_run(block: str, tmp_path: Path) -> None:
         text=True,
     )
     assert result.returncode == 0, result.stderr
-    assert not list(tmp_path.iterdir()), "a README block left files behind"
+    assert not list(tmp_path.iterdir()), "a block left files behind"
 
 
 def test_the_first_example_comes_within_20_lines() -> None:
@@ -42,9 +49,10 @@ def test_there_are_two_commands_and_make_has_them() -> None:
     assert "make test" in (ROOT / ".ci/run").read_text()
 
 
-@pytest.mark.parametrize("name", re.findall(r"\]\(([\w./-]+)\)", README))
-def test_links_lead_somewhere(name: str) -> None:
-    assert (ROOT / name).exists()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for name in re.findall(r"\]\(([\w./-]+)\)", page.read_text()):
+        assert (page.parent / name).exists(), name
 
 
 def test_commands_named_in_the_readme_exist() -> None:
