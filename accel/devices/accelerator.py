@@ -38,26 +38,30 @@ class AcceleratorDevice(Device):
     @property
     def name(self) -> str:
         """The chip as its driver names it; the device's own name where its module tells none."""
-        get_name = getattr(self.module, "get_device_name", None)
-        return str(get_name(self.index)) if get_name else str(self.torch_device)
+        if not hasattr(self.module, "get_device_name"):
+            return str(self.torch_device)
+        return str(self._call("get_device_name"))
 
     def synchronize(self) -> None:
         """Wait until all work submitted to this device is done."""
-        torch.accelerator.synchronize(self.index)
+        torch.accelerator.synchronize(self.torch_device)
 
     def memory(self) -> MemoryInfo:
         """Tensors of this process on the device, their peak, and the driver's free and total."""
-        free, total = torch.accelerator.get_memory_info(self.index)
-        return MemoryInfo(
-            used=torch.accelerator.memory_allocated(self.index),
-            peak=torch.accelerator.max_memory_allocated(self.index),
-            free=free,
-            total=total,
-        )
+        try:
+            free, total = torch.accelerator.get_memory_info(self.torch_device)
+            used = torch.accelerator.memory_allocated(self.torch_device)
+            peak = torch.accelerator.max_memory_allocated(self.torch_device)
+        except RuntimeError as error:
+            raise DeviceError(
+                f"{self} does not tell its memory ({str(error).splitlines()[0]}); subclass "
+                "accel.Device for this chip (CONTRIBUTING, 'Add a chip')"
+            ) from error
+        return MemoryInfo(used, peak, free, total)
 
     def reset_peak_memory(self) -> None:
         """Start the peak anew from what is allocated now."""
-        torch.accelerator.reset_peak_memory_stats(self.index)
+        torch.accelerator.reset_peak_memory_stats(self.torch_device)
 
     def empty_cache(self) -> None:
         """Give cached memory back to the driver, on every device of the family."""
@@ -65,7 +69,7 @@ class AcceleratorDevice(Device):
 
     def activate(self) -> None:
         """Make this torch's current device of the calling thread."""
-        torch.accelerator.set_device_index(self.index)
+        torch.accelerator.set_device_index(self.torch_device)
 
     def activated(self) -> contextlib.AbstractContextManager[Any]:
         """A block in which this is torch's current device of the calling thread."""
@@ -83,10 +87,10 @@ class AcceleratorDevice(Device):
     def seed_own_generator(self, seed: int) -> None:
         """Seed this device's generator."""
         with self.activated():
-            self.module.manual_seed(seed)
+            self._call("manual_seed", seed)
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        """Call a random-state function of the device's module, with the index if it takes one."""
+        """Call a function of the device's module, with the index if it takes one."""
         function = getattr(self.module, name, None)
         if function is None:
             raise DeviceError(
@@ -94,9 +98,22 @@ class AcceleratorDevice(Device):
                 "accel.Device for this chip (CONTRIBUTING, 'Add a chip')"
             )
         # torch.mps has one device, and its functions take no index.
-        if len(inspect.signature(function).parameters) > len(arguments):
+        if _takes_more(function, len(arguments)):
             return function(*arguments, self.index)
         return function(*arguments)
+
+
+def _takes_more(function: Any, count: int) -> bool:
+    """Whether a function takes a positional argument more than `count`."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # compiled without a signature: by torch.cuda's example it takes the index
+        return True
+    kinds = [parameter.kind for parameter in parameters]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return True
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(kind in positional for kind in kinds) > count
 
 
 def family_of(torch_type: str) -> type[AcceleratorDevice]:

@@ -138,18 +138,30 @@ class Device(abc.ABC):
 
     @property
     def info(self) -> DeviceInfo:
-        """What this device is. The dtypes are tried on first use and remembered per chip."""
+        """What this device is."""
         return DeviceInfo(
             name=self.name,
             family=self.family,
-            total_memory=self.memory().total,
-            dtypes=probe(self.torch_device, self.fp8_compute_dtypes()),
+            total_memory=self.total_memory,
+            dtypes=self.dtypes,
             collective_backend=self.collective_backend,
         )
 
     @property
+    def total_memory(self) -> int:
+        """Bytes that the device has."""
+        return self.memory().total
+
+    @property
+    def dtypes(self) -> DtypeSupport:
+        """What each dtype can do here; tried on first use and remembered per device."""
+        return probe(self.torch_device, self.fp8_compute_dtypes())
+
+    @property
     def collective_backend(self) -> str | None:
         """The `torch.distributed` backend for this device; None where torch knows none."""
+        if not torch.distributed.is_available():
+            return None
         try:
             return torch.distributed.get_default_backend_for_device(self.torch_device)
         except ValueError:  # torch's way of saying that none is registered
@@ -191,15 +203,16 @@ class Device(abc.ABC):
                 f"cannot be restored on {self}: random streams differ between them; seed with "
                 "device.seed(...) instead"
             )
-        torch.set_rng_state(state.cpu)
         if state.device is not None:
-            self.set_own_rng_state(state.device)
+            self.set_own_rng_state(state.device)  # the likelier to be refused, so it comes first
+        torch.set_rng_state(state.cpu)
 
     def move(self, batch: Any, *, pin: bool = True) -> Any:
         """Move every tensor in a nested batch to this device.
 
-        Mappings, lists, tuples, named tuples and dataclasses are rebuilt; an object with a
-        `.to(device)` method of its own is asked; anything else is returned as it is.
+        Mappings, lists, tuples, named tuples and dataclasses are rebuilt, in their own type where
+        it can be copied; an object with a `.to(device)` method of its own is asked; anything else,
+        a set among them, is returned as it is.
 
         Args:
             batch: Tensors, nested at will.
@@ -218,7 +231,7 @@ class Device(abc.ABC):
 
         An operator that has no deterministic form raises inside the block.
         """
-        from accel.devices.switches import numerics_mode, use_numerics_mode
+        from accel.devices.setting import numerics_mode, use_numerics_mode
 
         with use_numerics_mode(numerics_mode().as_deterministic()):
             yield

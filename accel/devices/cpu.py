@@ -35,6 +35,13 @@ class CpuDevice(Device):
         """The processor's model name and the vector instructions torch uses on it."""
         return f"{_model_name()} ({torch.backends.cpu.get_cpu_capability()})"
 
+    @property
+    def total_memory(self) -> int:
+        """Bytes of main memory."""
+        if not hasattr(os, "sysconf"):
+            return self.memory().total
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
     def synchronize(self) -> None:
         """Nothing to wait for: operators on the CPU have finished when they return."""
 

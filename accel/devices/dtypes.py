@@ -9,10 +9,14 @@ emulated on many chips: there the family says (`Device.fp8_compute_dtypes`).
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 _NAMES = (
     "float64 float32 bfloat16 float16 float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz "
@@ -45,11 +49,27 @@ class DtypeSupport:
 def probe(device: torch.device, fp8_compute: frozenset[torch.dtype]) -> DtypeSupport:
     """Try every dtype that torch has on `device`."""
     classes: dict[str, set[torch.dtype]] = {"compute": set(), "storage": set(), "refused": set()}
-    with torch.no_grad():
+    # Neither the caller's modes (autocast, a default device, FakeTensorMode) nor a warning turned
+    # into an error may decide what a chip can do: the answer is remembered.
+    with (
+        _disable_current_modes(),
+        torch.device("cpu"),
+        _no_autocast(device.type),
+        torch.no_grad(),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
         for name in _NAMES.split():
             dtype: torch.dtype = getattr(torch, name)
             classes[_classify(dtype, device, fp8_compute)].add(dtype)
     return DtypeSupport(**{key: frozenset(value) for key, value in classes.items()})
+
+
+def _no_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
+    # Constructing torch.autocast asserts for a chip whose plugin has none, so only if it is on.
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _classify(dtype: torch.dtype, device: torch.device, fp8_compute: frozenset[torch.dtype]) -> str:
@@ -85,7 +105,8 @@ def _computes(dtype: torch.dtype, device: torch.device) -> bool:
     right = total.dtype == dtype and _equals(total, [[2, 0], [2, 2]])
     right = right and product.dtype == dtype and _equals(product, [[1, 0], [1, 1]])
     if dtype.is_floating_point or dtype.is_complex:
-        right = right and _equals(a @ a, [[1, 0], [2, 1]])
+        matrix = a @ a
+        right = right and matrix.dtype == dtype and _equals(matrix, [[1, 0], [2, 1]])
     return right
 
 

@@ -13,8 +13,8 @@ import torch
 
 from accel.devices.accelerator import AcceleratorDevice
 from accel.devices.base import Device
-from accel.devices.registry import current_device, find_device
-from accel.devices.registry import set_device as _set_device
+from accel.devices.choice import current_device, find_device
+from accel.devices.choice import set_device as _set_device
 
 _DeviceLike = int | str | torch.device | Device | None
 
@@ -91,11 +91,22 @@ def manual_seed_all(seed: int) -> None:
 
 
 def current_stream(device: _DeviceLike = None) -> Any:
-    """The current stream of the device; on a CPU torch's placeholder, whose waits do nothing."""
+    """The current stream of the device; on a CPU a placeholder, whose waits do nothing."""
     chosen = _resolve(device)
     if isinstance(chosen, AcceleratorDevice):
         return torch.accelerator.current_stream(chosen.torch_device)
-    return torch.cpu.current_stream()
+    return HostStream()
+
+
+class HostStream(torch.cpu.Stream):
+    """torch's stream of a CPU, with what an accelerator's has beside its waits."""
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+    def query(self) -> bool:
+        """Always true: all work is done."""
+        return True
 
 
 def _resolve(device: _DeviceLike) -> Device:

@@ -86,7 +86,7 @@ class DynamicLossScale(LossScale):
             raise ValueError(
                 f"need 0 < minimum <= initial < infinity, not minimum={minimum}, initial={initial}"
             )
-        if not growth_factor > 1.0 or not 0.0 < backoff_factor < 1.0 or growth_interval < 1:
+        if not growth_factor > 1.0 or not 0.0 < backoff_factor < 1.0 or not growth_interval >= 1:
             raise ValueError(
                 "need growth_factor > 1, 0 < backoff_factor < 1 and growth_interval >= 1, not "
                 f"{growth_factor}, {backoff_factor}, {growth_interval}"
@@ -126,7 +126,8 @@ class DynamicLossScale(LossScale):
                 "a dynamic loss scale is saved as value and steps_since_overflow, but the "
                 f"checkpoint has {sorted(state)}"
             )
-        value, steps = float(state["value"]), int(state["steps_since_overflow"])
-        if not (math.isfinite(value) and value >= self._minimum and steps >= 0):
+        value, steps = state["value"], state["steps_since_overflow"]
+        numbers = isinstance(value, (int, float)) and isinstance(steps, int)
+        if not (numbers and math.isfinite(value) and value >= self._minimum and steps >= 0):
             raise ValueError(f"the checkpoint's loss scale is not valid: {dict(state)}")
-        self._value, self._steps_since_overflow = value, steps
+        self._value, self._steps_since_overflow = float(value), steps

@@ -36,8 +36,8 @@ class Policy:
         Raises:
             ValueError: The text is not of that form; says what is.
         """
-        key, separator, name = text.replace(" ", "").partition("=")
-        if key != "compute" or not separator or name not in _COMPUTE:
+        key, _, name = (part.strip() for part in text.partition("="))
+        if key != "compute" or name not in _COMPUTE:
             raise ValueError(
                 f"the policy {text!r} is not understood: write compute=NAME, where NAME is one of "
                 f"{', '.join(_COMPUTE)}"
