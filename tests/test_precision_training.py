@@ -205,7 +205,7 @@ def test_a_model_that_was_moved_is_followed():
     model = nn.Linear(4, 4)
     precision = Precision(model, "compute=bfloat16")
     model.to("meta")
-    with pytest.raises(DeviceError, match="meta"):
+    with pytest.raises(accel.DeviceError, match="meta"):
         precision.autocast()
     model.to_empty(device="cpu")
     assert precision.autocast().device == "cpu"
