@@ -1,0 +1,51 @@
+"""HTML and SVG text that is known to be safe, and the one place that escapes everything else."""
+
+from __future__ import annotations
+
+import html
+import math
+
+
+class Markup(str):
+    """Text that is markup already; whatever is not is escaped before it enters a page."""
+
+    __slots__ = ()
+
+
+def escaped(value: object) -> Markup:
+    """`value` as text that is safe between tags and inside quoted attributes.
+
+    Control characters, which neither HTML nor XML can carry, become U+FFFD.
+    """
+    if isinstance(value, Markup):
+        return value
+    text = "".join(c if c >= " " or c in "\t\n" else "\ufffd" for c in str(value))
+    return Markup(html.escape(text, quote=True))
+
+
+def element(tag: str, *children: object, **attributes: object) -> Markup:
+    """One element.
+
+    Args:
+        tag: Its name; trusted.
+        *children: Text (escaped) or `Markup` (as it is).
+        **attributes: Values are escaped. `class_` means `class`, other underscores mean hyphens; a
+            value of None leaves the attribute out.
+    """
+    names = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
+    text = "".join(f' {k}="{escaped(v)}"' for k, v in names.items() if v is not None)
+    return Markup(f"<{tag}{text}>{joined(children)}</{tag}>")
+
+
+def joined(parts: object) -> Markup:
+    """Concatenate an iterable of text (escaped) and `Markup` (as it is)."""
+    return Markup("".join(escaped(part) for part in parts))  # type: ignore[attr-defined]
+
+
+def number(value: object) -> str:
+    """A cell's value for people: floats with three digits, None as a dash, the rest as it is."""
+    if value is None:
+        return "-"
+    if isinstance(value, float) and not isinstance(value, bool):
+        return f"{value:.3g}" if math.isfinite(value) else str(value)
+    return str(value)
