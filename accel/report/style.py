@@ -24,8 +24,8 @@ border-left:5px solid;border-radius:4px;font-size:1.1rem;overflow-wrap:anywhere}
 .verdict.good{border-color:var(--good);background:var(--good-back)}
 .verdict.bad{border-color:var(--bad);background:var(--bad-back)}
 .verdict.good .mark{color:var(--good)}.verdict.bad .mark{color:var(--bad)}
-.badge{margin-right:4px;display:inline-block;padding:0 8px;border:1px solid;border-radius:10px;font-size:.82rem;
-white-space:nowrap}
+.badge{margin-right:4px;display:inline-block;padding:0 8px;border:1px solid;
+border-radius:10px;font-size:.82rem;white-space:nowrap}
 .badge.good{color:var(--good)}.badge.bad{color:var(--bad)}.badge.neutral{color:var(--muted)}
 .scroll{overflow-x:auto;border:1px solid var(--line);border-radius:6px}
 table{border-collapse:collapse;width:100%;font-size:.88rem}
