@@ -84,7 +84,7 @@ def save(state: dict[str, object], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=32, help="excerpts per step and process")
+    parser.add_argument("--batch", type=int, default=16, help="excerpts per step and process")
     parser.add_argument("--context", type=int, default=128, help="characters per excerpt")
     parser.add_argument("--policy", help="compute=bfloat16, …; default: bfloat16 on accelerators")
     parser.add_argument("--checkpoint", type=Path, help="continue from here, and save here")
