@@ -1,5 +1,6 @@
 """The README and the pages of docs/, executed as they stand."""
 
+import json
 import os
 import re
 import subprocess
@@ -73,3 +74,10 @@ def test_workflows_only_call_scripts() -> None:
         assert commands
         for command in commands:
             assert re.fullmatch(r"(bash \.ci/run|ci/\w+|make \.venv/\.installed)", command), command
+
+
+def test_figures_in_the_readme_are_those_measured() -> None:
+    rows = json.loads((ROOT / "benchmarks/results/attention_memory.json").read_text())["rows"]
+    size = {r["form"]: r["extra_bytes"] for r in rows if r["length"] == 40960}
+    assert f"take {size['segmented'] / 1e6:.0f} MB" in README
+    assert f"would take {size['formula'] / 1e9:.0f} GB" in README
