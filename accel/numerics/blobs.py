@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from accel.numerics.tensors import decoded, digest_of, encoded_layout
+from accel.numerics.encoding import decoded, digest_of, encoded_layout
 
 NEXT = "record it again or copy the directory again"
 

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accel.numerics import verdict
+from accel.numerics import verdicts
+from accel.numerics.beginnings import (
+    Preconditions,
+    environment_differences,
+    preconditions,
+)
 from accel.numerics.entries import Key
 from accel.numerics.judgement import Judge, Judged
 from accel.numerics.measures import measured
 from accel.numerics.naming import Divergence
 from accel.numerics.precisions import coarsest_dtypes
-from accel.numerics.preconditions import (
-    Preconditions,
-    environment_differences,
-    preconditions,
-)
 from accel.numerics.reader import Recording, load_recording
 from accel_kernels.budgets import Budget
 
@@ -73,7 +73,7 @@ class Comparison:
 
     def to_html(self) -> str:
         """The comparison as one self-contained page."""
-        from accel.numerics.page import as_html
+        from accel.numerics.pages import as_html
 
         return as_html(self)
 
@@ -112,12 +112,12 @@ def compare(
     judged = judge.judged()
     missing = tuple(key for key in a.entries if key not in b.entries)
     extra = tuple(key for key in b.entries if key not in a.entries)
-    first = verdict.earliest(a, b, judged, missing, extra)
+    first = verdicts.earliest(a, b, judged, missing, extra)
     unchecked = [one for one in judged if one.status == "unchecked"]
-    problem = verdict.problem(begun, verdict.other_loss(judge, judged), first, unchecked)
+    problem = verdicts.problem(begun, verdicts.other_loss(judge, judged), first, unchecked)
     return Comparison(
         ok=problem is None,
-        verdict=problem or verdict.agreement(judged),
+        verdict=problem or verdicts.agreement(judged),
         first_divergence=first,
         entries=tuple(judged),
         missing=missing,
@@ -148,7 +148,7 @@ def _judge(a: Recording, b: Recording, begun: Preconditions, budget: Budget | No
     return Judge(
         measured(a, b),
         (coarsest_dtypes(a), coarsest_dtypes(b)),
-        roots={(call.module, call.call) for call in a.calls},
+        reference=a,
         comparable=begun.comparable,
         explained=_dtypes_are_chosen(a, b),
         budget=budget,

@@ -19,6 +19,7 @@ import torch
 
 from accel.numerics.entries import GRADIENT_PHASES, Phase
 from accel.numerics.measures import Measured
+from accel.numerics.reader import Recording
 from accel_kernels import budgets
 from accel_kernels.budgets import Deviation
 
@@ -32,9 +33,10 @@ class Floors:
 
     Args:
         everything: All measured tensors.
+        reference: The recording that is believed.
     """
 
-    def __init__(self, everything: Sequence[Measured]) -> None:
+    def __init__(self, everything: Sequence[Measured], reference: Recording) -> None:
         self._typical = {
             backward: budgets.typical(
                 one.error_reference
@@ -43,7 +45,7 @@ class Floors:
             )
             for backward in (False, True)
         }
-        self._positions = _positions(everything)
+        self._positions = _positions(reference)
         self._most = max(self._positions.values(), default=1.0)
 
     def of(self, one: Measured, dtype: torch.dtype) -> Deviation:
@@ -58,21 +60,20 @@ class Floors:
         return Deviation(max(typical.rms, least), max(typical.worst, least))
 
 
-def _positions(everything: Sequence[Measured]) -> dict[str, float]:
-    """Over how many positions the gradients of each module's parameters `[C, ...]` sum in a step."""
+def _positions(recording: Recording) -> dict[str, float]:
+    """Over how many positions each module's parameters `[C, ...]` act in one step."""
     outputs: Counter[str] = Counter()
-    steps: Counter[str] = Counter()
     channels: dict[str, int] = {}
-    for one in everything:
-        module, shape = one.key.module, one.reference.shape
-        if one.key.phase == "gradient":
-            outputs[module] += math.prod(shape)
-        elif one.key.phase == "parameter_gradient":
-            steps[module] = max(steps[module], one.key.call + 1)
-            channels[module] = max(channels.get(module, 1), *shape[:1])
-    return {
-        module: max(1.0, outputs[module] / channels[module] / steps[module]) for module in channels
-    }
+    steps = 0
+    for key, entry in recording.entries.items():
+        if key.phase == "forward":
+            outputs[key.module] += math.prod(entry.shape)
+        elif key.phase == "parameter":
+            channels[key.module] = max([channels.get(key.module, 1), *entry.shape[:1]])
+        elif key.phase == "parameter_gradient":
+            steps = max(steps, key.call + 1)
+    steps = steps or max(1, len(recording.calls))
+    return {module: max(1.0, outputs[module] / size / steps) for module, size in channels.items()}
 
 
 def _is_backward(phase: Phase) -> bool:

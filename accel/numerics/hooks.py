@@ -19,6 +19,7 @@ from torch.nn.modules.module import (
 from torch.utils.hooks import RemovableHandle
 
 from accel.numerics import nesting
+from accel.numerics.encoding import tensor_digest
 from accel.numerics.entries import Key, Phase
 from accel.numerics.observer import (
     Context,
@@ -28,7 +29,6 @@ from accel.numerics.observer import (
     shy_modules,
     tensors_of,
 )
-from accel.numerics.tensors import tensor_digest
 
 _GRADIENT_OF: dict[Phase, Phase] = {"input": "input_gradient", "forward": "gradient"}
 

@@ -14,16 +14,17 @@ not, the programs differ (another formula, another eps), not their engines.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
+from accel.numerics.encoding import dtype_named
 from accel.numerics.entries import GRADIENT_PHASES, Entry, Key
 from accel.numerics.floors import Floors
 from accel.numerics.measures import Measured
-from accel.numerics.tensors import dtype_named
+from accel.numerics.reader import Recording
 from accel_kernels import budgets
 from accel_kernels.budgets import Budget, Deviation
 
@@ -71,7 +72,7 @@ class Judge:
     Args:
         everything: All measured tensors.
         dtypes: The coarsest dtypes behind each tensor, of the reference and of the candidate.
-        roots: Module and call index of each call of the model.
+        reference: The recording that is believed.
         comparable: Calls whose float64 truths must agree.
         explained: Whether parameters or autocast say that the candidate computes in other dtypes.
         budget: An explicit budget for the distance of the two runs, in place of truths.
@@ -82,7 +83,7 @@ class Judge:
         everything: Iterable[Measured],
         dtypes: tuple[Mapping[Key, torch.dtype], Mapping[Key, torch.dtype]],
         *,
-        roots: Collection[tuple[str, int]],
+        reference: Recording,
         comparable: frozenset[int],
         explained: bool,
         budget: Budget | None,
@@ -90,8 +91,8 @@ class Judge:
         self._all = list(everything)
         self._dtypes = dtypes
         self._comparable, self._explained, self._budget = comparable, explained, budget
-        self._floors = Floors(self._all)
-        self.cotangents = _cotangent_distances(self._all, roots)
+        self._floors = Floors(self._all, reference)
+        self.cotangents = _cotangent_distances(self._all, reference)
 
     def judged(self) -> list[Judged]:
         """Everything, judged, in execution order."""
@@ -203,10 +204,9 @@ def _against(one: Measured, error: Deviation | None, allowed: Budget) -> Judged:
     return Judged(one, allowed, "equal" if one.is_equal else "within")
 
 
-def _cotangent_distances(
-    everything: Iterable[Measured], roots: Collection[tuple[str, int]]
-) -> dict[int, float]:
+def _cotangent_distances(everything: Iterable[Measured], reference: Recording) -> dict[int, float]:
     """Per call of the model, how far the gradients that reached its outputs differ."""
+    roots = {(call.module, call.call) for call in reference.calls}
     found: dict[int, float] = {}
     for one in everything:
         key = one.key

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from accel.numerics.encoding import dtype_named
 from accel.numerics.entries import Entry, Key
 from accel.numerics.reader import Recording
-from accel.numerics.tensors import dtype_named
 from accel_kernels import budgets
 from accel_kernels.budgets import Deviation
 

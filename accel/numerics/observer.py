@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from accel.numerics import nesting
+from accel.numerics.encoding import dtype_name
 from accel.numerics.entries import Key, Phase
-from accel.numerics.tensors import dtype_name
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from accel.numerics.encoding import dtype_named
 from accel.numerics.entries import Entry, Key
 from accel.numerics.reader import Recording
-from accel.numerics.tensors import dtype_named
 from accel_kernels import budgets
 
 

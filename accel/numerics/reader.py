@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from accel.numerics.blobs import NEXT, check_regular, read_tensor
+from accel.numerics.encoding import dtype_named
 from accel.numerics.entries import Entry, Key, Kind, ReferenceFailure, RootCall, Skipped
 from accel.numerics.manifest import INDEX, MANIFEST, Manifest, manifest_from
 from accel.numerics.parsing import Line, line_of
-from accel.numerics.tensors import dtype_named
 
 _LARGEST_TEXT = 2**30  # bytes; an index of a million tensors takes a third of this
 

@@ -13,15 +13,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from accel.numerics import nesting
+from accel.numerics.encoding import tensor_digest, why_not_recorded
 from accel.numerics.entries import Key, RootCall
 from accel.numerics.generators import Generators
 from accel.numerics.hooks import Tap
 from accel.numerics.manifest import manifest_for
 from accel.numerics.observer import Context, autocast_dtype
-from accel.numerics.recordable import recordable
 from accel.numerics.reference import References
+from accel.numerics.refusals import recordable
 from accel.numerics.sink import Sink
-from accel.numerics.tensors import tensor_digest, why_not_recorded
 from accel.numerics.writer import Writer, check_new
 
 _log = logging.getLogger("accel")
@@ -50,9 +50,11 @@ def record(
     of the model before a backward; its gradients are this process's own, before any all-reduce.
 
     With `reference` each call is repeated in float64 on the CPU, from the same parameters, inputs
-    and output gradients, so that `compare` needs no tolerance. That costs several times the step
-    in time, and 8 bytes for each parameter and several times 8 bytes for each element of each
-    activation in host memory. For a large model use `reference=False` and `compare(..., budget=)`.
+    and output gradients, so that `compare` needs no tolerance: two forwards and three backwards,
+    and host memory of 16 bytes for each parameter and several times 16 for each element of each
+    activation. A step of a small Transformer (0.46 million parameters, 128 tokens) took 11 ms,
+    80 ms recorded without reference and 520 ms with it. For a large model use `reference=False` and
+    `compare(..., budget=...)`.
 
     Args:
         model: Any module, on any device; `DistributedDataParallel` is looked through.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from accel.numerics.encoding import copied, dtype_name, dtype_named, tensor_digest, why_not_recorded
 from accel.numerics.entries import GRADIENT_PHASES, Entry, Key, Kind, Response, Skipped
 from accel.numerics.observer import Context
-from accel.numerics.tensors import copied, dtype_name, dtype_named, tensor_digest, why_not_recorded
 from accel.numerics.writer import Writer
 
 

@@ -15,8 +15,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from accel.numerics.blobs import read_tensor
+from accel.numerics.encoding import decoded, digest_of, encoded
 from accel.numerics.manifest import INDEX, MANIFEST, Manifest
-from accel.numerics.tensors import decoded, digest_of, encoded
 from accel.report import write_atomically
 
 _BUFFER = 32 * 2**20  # bytes of tensors that wait for their file

@@ -7,7 +7,7 @@ import re
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 # What every safetensors since 0.4 can hold and other frameworks can read. Any other dtype is kept
 # as its bytes, with its name beside it.
@@ -23,15 +23,15 @@ _COMPLEX_PARTS = {torch.complex64: torch.float32, torch.complex128: torch.float6
 
 def why_not_recorded(tensor: Tensor) -> str | None:
     """Why a tensor cannot be recorded; None if it can."""
-    if isinstance(tensor, DTensor):
-        return "a DTensor is not recorded: record each rank's local module"
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return "a tensor inside torch.func transforms has no values of its own"
     if tensor.is_nested:
         return "a nested tensor is not recorded"
+    if is_traceable_wrapper_subclass(tensor):  # DTensor, quantized weights of torchao, …
+        return f"a {type(tensor).__name__} is not recorded: it holds its values in other tensors"
     if tensor.is_quantized:
         return "a quantized tensor is not recorded"
-    if tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor):
+    if tensor.is_meta or type(tensor).__name__ == "FakeTensor":
         return "a meta tensor has no values"
     return None
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from accel.numerics.beginnings import Preconditions
 from accel.numerics.entries import Entry, Key
 from accel.numerics.judgement import Judge, Judged
 from accel.numerics.naming import Divergence, first_divergence
-from accel.numerics.preconditions import Preconditions
 from accel.numerics.reader import Recording
 
 # Gradients at the outputs that differ by more than this, and by more than so many times what the

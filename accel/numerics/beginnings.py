@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from accel.numerics.encoding import dtype_named
 from accel.numerics.entries import Entry, Key, RootCall
 from accel.numerics.reader import Recording
-from accel.numerics.tensors import dtype_named
 from accel_kernels import budgets
 
 
