@@ -75,12 +75,6 @@ def batch(text: Tensor, size: int, context: int, seed: int) -> tuple[Tensor, Ten
     return excerpts[:, :-1], excerpts[:, 1:]
 
 
-def save(state: dict[str, object], path: Path) -> None:
-    """Write beside, then rename: a checkpoint is whole or not there."""
-    torch.save(state, beside := path.with_name(path.name + ".part"))
-    beside.replace(path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200)
@@ -89,6 +83,10 @@ def main() -> None:
     parser.add_argument("--policy", help="compute=bfloat16, …; default: bfloat16 on accelerators")
     parser.add_argument("--checkpoint", type=Path, help="continue from here, and save here")
     options = parser.parse_args()
+    if min(options.steps, options.batch, options.context) < 1:
+        parser.error("--steps, --batch and --context must be at least 1")
+    if options.checkpoint:
+        accel.report.check_writable(options.checkpoint)
 
     device = accel.current_device()
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -102,25 +100,28 @@ def main() -> None:
     training, validation = text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :]
     device.seed(0)
     plain = LanguageModel(characters, options.context, width=128, heads=4, layers=4)
-    plain.to(device.torch_device)
+    plain = plain.to(device.torch_device)
     model = DistributedDataParallel(plain) if world > 1 else plain
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
     precision = accel.precision.Precision(plain, policy)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, options.steps, pct_start=0.1)
-    parts: dict[str, Any] = {"model": plain, "optimizer": optimizer, "precision": precision}
-    parts["schedule"] = schedule
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / 20, 1 - step / (options.steps + 1))
+    )
+    parts: dict[str, Any] = {"model": plain, "optimizer": optimizer}
+    parts |= {"precision": precision, "schedule": schedule}
 
     first = 0
     if options.checkpoint and options.checkpoint.exists():
         state = accel.load(options.checkpoint)
-        first = state.pop("step")
+        if set(state) != {*parts, "step"}:
+            raise SystemExit(f"{options.checkpoint} is no checkpoint of this example")
         for name, part in parts.items():
             part.load_state_dict(state[name])
-        say(f"continuing after step {first}")
+        say(f"continuing after step {(first := state['step'])}")
 
     tokens = options.batch * options.context * world
-    total = (options.steps - first) * tokens
-    with accel.report.Progress(total, "train", unit="token", enabled=rank == 0) as bar:
+    left = max(options.steps - first, 0) * tokens
+    with accel.report.Progress(left, "train", unit="token", enabled=rank == 0) as bar:
         for step in range(first, options.steps):
             # Every process and step has excerpts of its own, so that a resumed run sees the same.
             drawn = batch(training, options.batch, options.context, seed=step * world + rank)
@@ -131,14 +132,15 @@ def main() -> None:
             schedule.step()
             optimizer.zero_grad()
             bar.advance(tokens, f"step {step + 1}  loss {loss:.3f}")
-            due = step % 100 == 99 or step + 1 == options.steps
-            if options.checkpoint and rank == 0 and due:
+            due = rank == 0 and (step % 100 == 99 or step + 1 == options.steps)
+            if options.checkpoint and due:
                 states = {name: part.state_dict() for name, part in parts.items()}
-                save({**states, "step": step + 1}, options.checkpoint)
+                beside = options.checkpoint.with_name(options.checkpoint.name + ".part")
+                torch.save({**states, "step": step + 1}, beside)
+                beside.replace(options.checkpoint)  # whole or not there
 
     with torch.no_grad(), precision.autocast():
-        sample = batch(validation, 8 * options.batch, options.context, seed=0)
-        final = float(plain(*device.move(sample)))
+        final = float(plain(*device.move(batch(validation, 256, options.context, seed=0))))
     say(f"unigram entropy of the text {entropy:.3f} nats; validation loss {final:.3f} nats")
     if world > 1:
         torch.distributed.destroy_process_group()

@@ -64,10 +64,62 @@ def test_devices_that_do_not_fit() -> None:
         accel.segmented_attention(query, key.to("meta"), value)
 
 
-def test_what_is_no_tensor() -> None:
-    query, key, _ = tensors(*GOOD)
-    with pytest.raises(TypeError, match="value must be a tensor, not list"):
-        accel.segmented_attention(query, key, [1.0])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_what_is_no_tensor(place, autocast) -> None:
+    inputs: list = tensors(*GOOD)
+    inputs[place] = [1.0]
+    with torch.autocast("cpu", enabled=autocast), pytest.raises(TypeError, match="not list"):
+        accel.segmented_attention(*inputs)
+
+
+def test_what_is_no_dense_tensor() -> None:
+    query, key, value = tensors(*GOOD)
+    with pytest.raises(TypeError, match="query must be a dense tensor"):
+        accel.segmented_attention(query.to_sparse(), key, value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scale": torch.tensor(0.3, requires_grad=True)},
+        {"scale": "0.3"},
+        {"is_causal": "no"},
+        {"is_causal": 1},
+        {"segment_size": 3.0},
+        {"segment_size": True},
+    ],
+    ids=str,
+)
+def test_arguments_of_the_wrong_type(options) -> None:
+    with pytest.raises(TypeError, match=next(iter(options))):
+        accel.segmented_attention(*tensors(*GOOD), **options)
+
+
+def test_explain_knows_autocast() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        explanation = accel.explain("segmented_attention", *tensors(*GOOD))
+    assert explanation.request.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("backend", ["reference", "sdpa"])
+def test_torch_func_grad(backend) -> None:
+    query, key, value = tensors(*GOOD)
+
+    def loss(q: Tensor) -> Tensor:
+        return accel.segmented_attention(q, key, value, backend=backend).square().sum()
+
+    query.requires_grad_()
+    (expected,) = torch.autograd.grad(loss(query), query)
+    assert torch.allclose(torch.func.grad(loss)(query.detach()), expected, atol=1e-5)
+
+
+def test_torch_func_on_the_cpu_backend_names_the_way_out() -> None:
+    query, key, value = tensors(*GOOD)
+    with pytest.raises(RuntimeError, match="backend='reference'"):
+        torch.func.grad(lambda q: accel.segmented_attention(q, key, value, backend="cpu").sum())(
+            query
+        )
 
 
 @pytest.mark.parametrize(

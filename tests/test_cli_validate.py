@@ -62,6 +62,12 @@ def test_an_unknown_device(name, checks, capsys) -> None:
     assert name in capsys.readouterr().err
 
 
+def test_a_backend_chosen_from_outside_is_refused(monkeypatch, capsys) -> None:
+    monkeypatch.setenv("ACCEL_BACKEND", "segmented_attention=sdpa")
+    assert main(["validate", "--device", "cpu"]) == 2
+    assert "unset ACCEL_BACKEND" in capsys.readouterr().err
+
+
 def test_usage(capsys) -> None:
     for arguments in (["validate", "--nosuch"], ["nosuch"], []):
         with pytest.raises(SystemExit) as stopped:

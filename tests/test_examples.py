@@ -77,6 +77,30 @@ def test_a_resumed_run_is_the_same_to_the_bit(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if "part" in path.suffix] == []
 
 
+def test_a_finished_run_goes_on_to_more_steps(tmp_path: Path) -> None:
+    checkpoint = str(tmp_path / "lm.pt")
+    for steps in ("2", "4", "3"):
+        result = run(str(TRAIN), "--steps", steps, *SMALL, "--checkpoint", checkpoint)
+        assert result.returncode == 0, result.stderr
+    assert accel.load(checkpoint)["step"] == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "0"], "must be at least 1"),
+        (["--checkpoint", "missing/lm.pt"], "cannot write missing/lm.pt"),
+        (["--checkpoint", "other.pt"], "other.pt is no checkpoint of this example"),
+    ],
+)
+def test_what_cannot_work_is_said_at_once(options, message, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"step": 1}, "other.pt")
+    result = run(str(TRAIN), "--steps", "2", *SMALL, *options)
+    assert result.returncode != 0
+    assert message in result.stderr
+
+
 def test_two_processes_under_torchrun(tmp_path: Path) -> None:
     """DDP on gloo: one report, one checkpoint, and both processes finish."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")

@@ -217,6 +217,23 @@ def test_a_bad_blob_is_one_clear_error(recording: Path, name: str) -> None:
         compare(recording, recording)
 
 
+@pytest.mark.parametrize("damage", ["deleted", "truncated", "flipped"])
+def test_damage_to_any_blob_is_found_on_opening(recording: Path, damage: str) -> None:
+    """Also to those that a comparison by digest alone would not read."""
+    for blob in sorted(recording.glob("*.safetensors")):
+        whole = blob.read_bytes()
+        if damage == "deleted":
+            blob.unlink()
+        elif damage == "truncated":
+            blob.write_bytes(whole[: len(whole) // 2])
+        else:
+            blob.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(ValueError, match=blob.name):
+            load_recording(recording)
+        blob.write_bytes(whole)
+    load_recording(recording)
+
+
 def test_an_entry_cannot_be_passed_off_as_another(recording: Path) -> None:
     # The digest covers dtype and shape: the same bytes under another shape are another tensor.
     def reshape(line: dict[str, Any]) -> None:

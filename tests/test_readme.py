@@ -81,3 +81,9 @@ def test_figures_in_the_readme_are_those_measured() -> None:
     size = {r["form"]: r["extra_bytes"] for r in rows if r["length"] == 40960}
     assert f"take {size['segmented'] / 1e6:.0f} MB" in README
     assert f"would take {size['formula'] / 1e9:.0f} GB" in README
+
+
+def test_files_named_by_the_scripts_exist() -> None:
+    for script in (ROOT / "ci").iterdir():
+        for name in re.findall(r"(?:tests|benchmarks|examples)/[\w./*]+", script.read_text()):
+            assert list(ROOT.glob(name.rstrip("."))) or "results/" in name, f"{script.name}: {name}"

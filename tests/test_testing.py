@@ -125,6 +125,24 @@ def test_a_faulty_kernel_is_found_alone_and_in_the_model(monkeypatch, fault) -> 
     assert "exceed their budgets" in presentation.verdict(failed)
 
 
+def test_a_kernel_that_raises_is_a_failed_check_and_the_others_go_on(monkeypatch) -> None:
+    def broken(kernel):
+        def faulty(*tensors, **options):
+            raise RuntimeError("no such unit")
+
+        return faulty
+
+    break_kernel(monkeypatch, broken)
+    checks = conformance([CpuDevice()], dtypes=[torch.float32])
+    failed = [check for check in checks if check.reason is not None]
+    assert {check.engine for check in failed} == {"cpu/cpu", "cpu/automatic"}
+    assert all("raised RuntimeError: no such unit" in str(check.reason) for check in failed)
+    assert any(check.engine == "cpu/reference" and check.reason is None for check in checks)
+    document = json.loads(presentation.as_json(checks, [CpuDevice()]))
+    assert document["checks"][0]["error"] is None
+    assert "raised RuntimeError" in presentation.as_html(checks, [CpuDevice()])
+
+
 def test_presentation(checks) -> None:
     device = accel.current_device()
     document = json.loads(presentation.as_json(checks, [device]))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from accel.attention.state import AttentionState
 from accel.dispatch import kernel_for
-from accel_kernels.segmented_attention.arguments import request
+from accel_kernels.segmented_attention.arguments import cast_for_autocast, request
 
 
 @overload
@@ -97,16 +97,15 @@ def segmented_attention(
         `[B, H, T, D_v]` in the query's dtype, or an `AttentionState` with `lse` if `return_lse`.
         Scores and sums are computed in float32 (float64 for float64). Differentiable in all three
         tensors, through `lse` too. Under autocast the three are cast to its dtype first, as torch
-        does for its own attention.
+        does for its own attention. The `cpu` backend has no second derivative and says so when one
+        is taken; `reference` has.
 
     Raises:
         TypeError: The dtypes differ or are not floating.
         ValueError: Shapes, devices or numbers do not fit, or no backend has that name.
         accel.BackendError: The named backend, or every backend, cannot serve the call.
     """
-    autocast = torch.is_autocast_enabled(query.device.type)
-    if autocast:
-        query, key, value = _autocast(query, key, value)
+    query, key, value = cast_for_autocast(query, key, value)
     asked = request(
         query,
         key,
@@ -121,7 +120,9 @@ def segmented_attention(
         return_lse=return_lse,
     )
     kernel = kernel_for(asked, backend)
-    off = torch.autocast(query.device.type, enabled=False) if autocast else contextlib.nullcontext()
+    kind = query.device.type
+    under_autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    off = torch.autocast(kind, enabled=False) if under_autocast else contextlib.nullcontext()
     with off:
         out, lse = kernel(
             query,
@@ -133,15 +134,3 @@ def segmented_attention(
             return_lse=return_lse,
         )
     return AttentionState(out, lse) if return_lse else out
-
-
-def _autocast(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = torch.get_autocast_dtype(query.device.type)
-
-    def cast(tensor: Tensor) -> Tensor:
-        # Like torch's own operators: float64 and integers are left alone.
-        if tensor.is_floating_point() and tensor.dtype != torch.float64:
-            return tensor.to(dtype)
-        return tensor
-
-    return cast(query), cast(key), cast(value)

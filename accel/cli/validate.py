@@ -51,9 +51,12 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.html:
             write_atomically(arguments.html, presentation.as_html(checks, devices))
             print(f"report: {arguments.html}")
-    except (DeviceError, OSError) as error:
+    except (DeviceError, OSError, ValueError) as error:
         print(f"accel validate: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("accel validate: interrupted", file=sys.stderr)
+        return 130
     return 0 if checks and all(check.reason is None for check in checks) else 1
 
 

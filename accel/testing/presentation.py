@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import platform
 from collections.abc import Sequence
 from typing import Any
@@ -61,7 +62,8 @@ def as_json(checks: Sequence[Check], devices: Sequence[Device]) -> str:
         "environment": environment(devices),
         "numerics_mode": numerics_mode().to_dict(),
         "checks": [
-            {**dataclasses.asdict(check), "passed": check.reason is None} for check in checks
+            {**_finite(dataclasses.asdict(check)), "passed": check.reason is None}
+            for check in checks
         ],
     }
     return json.dumps(document, indent=1) + "\n"
@@ -121,6 +123,14 @@ def environment(devices: Sequence[Device]) -> dict[str, Any]:
     }
 
 
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity: what was not computed is null."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in values.items()
+    }
+
+
 def _row(check: Check) -> tuple[object, ...]:
     return (
         check.name,
@@ -129,7 +139,7 @@ def _row(check: Check) -> tuple[object, ...]:
         check.error,
         check.reference_error,
         check.budget,
-        f"{check.share:.0%}",
+        f"{check.share:.0%}" if math.isfinite(check.share) else "-",
         "ok" if check.reason is None else "EXCEEDED",
         check.tensor if check.reason is None else f"{check.tensor}: {check.reason}",
     )

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ from accel.devices import (
     use_numerics_mode,
 )
 from accel.dispatch import backends, explain, use_backend
-from accel.numerics import compare, record
+from accel.numerics import Comparison, compare, record
 from accel.precision import Precision
 from accel.testing.cases import (
     ATTENTION_CASES,
@@ -71,8 +73,8 @@ class Check:
 
     @property
     def share(self) -> float:
-        """The part of the budget that the error uses up."""
-        return self.error / self.budget
+        """The part of the budget that the error uses up; infinite if nothing was computed."""
+        return self.error / self.budget if math.isfinite(self.error) else math.inf
 
 
 def conformance(
@@ -89,8 +91,13 @@ def conformance(
         on_check: Called with each check as it is done, for a progress bar.
 
     Returns:
-        One `Check` per computation, engine and dtype.
+        One `Check` per computation, engine and dtype. A computation that raises is a failed check.
+
+    Raises:
+        ValueError: `ACCEL_BACKEND` is set, which would take the choice of engines from the suite.
     """
+    if os.environ.get("ACCEL_BACKEND"):
+        raise ValueError("the suite chooses every engine itself: unset ACCEL_BACKEND")
     checks = []
     for check in _checks(available_devices() if devices is None else devices, dtypes):
         checks.append(check)
@@ -145,11 +152,16 @@ def _attention(case: AttentionCase, device: Device, dtype: torch.dtype) -> Itera
     there = [tensor.to(device.torch_device) for tensor in (*inputs, grad)]
     options = {"is_causal": case.is_causal, "segment_size": case.segment_size}
     for spec in _able(case, device, dtype):
-        kernel = spec.load()
-        actual = _with_gradients(
-            lambda *t, kernel=kernel: kernel(*t, **options)[0], there[:3], there[3]
-        )
         engine = f"{device}/{spec.name}"
+        try:
+            kernel = spec.load()
+            actual = _with_gradients(
+                lambda *t, kernel=kernel: kernel(*t, **options)[0], there[:3], there[3]
+            )
+        # A vendor's kernel may fail in any way; the other checks go on.
+        except Exception as error:
+            yield _raised(case.name, engine, dtype, error)
+            continue
         yield _judge(case.name, engine, dtype, (_NAMES, actual, independent, truth), spec.tolerance)
 
 
@@ -181,6 +193,13 @@ def _judge(
         for tensor, a, t, reference in zip(names, actual, truth, references, strict=True)
     ]
     return _worst(name, engine, dtype, measured)
+
+
+def _raised(name: str, engine: str, dtype: torch.dtype, error: Exception) -> Check:
+    line = f"{type(error).__name__}: {error}".splitlines()[0]
+    text = str(dtype).removeprefix("torch.")
+    infinite = float("inf")
+    return Check(name, engine, text, "-", infinite, infinite, infinite, f"raised {line}")
 
 
 def _worst(
@@ -215,26 +234,35 @@ def _worst(
 
 def _transformer(device: Device, dtype: torch.dtype) -> Iterator[Check]:
     """Forward and backward of a small Transformer, each module against float64."""
-    with tempfile.TemporaryDirectory() as folder:
-        reference, candidate = Path(folder, "reference"), Path(folder, "candidate")
-        with _independent():
-            _record(reference, CpuDevice(), dtype)
-        _record(candidate, device, dtype)
-        comparison = compare(reference, candidate)
-    for phase, name in (("forward", "transformer forward"), ("", "transformer gradients")):
-        entries = [
-            e for e in comparison.entries if (e.measured.key.phase == "forward") == bool(phase)
-        ]
+    engine = f"{device}/automatic"
+    names = ("transformer forward", "transformer gradients")
+    try:
+        comparison = _compared(device, dtype)
+    except Exception as error:
+        yield from (_raised(name, engine, dtype, error) for name in names)
+        return
+    for name in names:
+        forward = name == names[0]
+        entries = [e for e in comparison.entries if (e.measured.key.phase == "forward") == forward]
         measured = [
             (str(e.measured.key), e.measured.error_candidate, e.measured.error_reference, e.allowed)
             for e in entries
             if e.measured.error_candidate and e.measured.error_reference and e.allowed
         ]
-        check = _worst(name, f"{device}/automatic", dtype, measured)
-        out = [e.reason for e in entries if e.status in ("out", "unchecked")]
-        yield dataclasses.replace(check, reason=out[0] if out else None)
-    if comparison.missing or comparison.extra:
-        raise AssertionError(f"two runs of one model differ in structure: {comparison.verdict}")
+        check = _worst(name, engine, dtype, measured)
+        reasons = [e.reason for e in entries if e.status in ("out", "unchecked")]
+        if comparison.missing or comparison.extra:
+            reasons.append("two runs of one model recorded different tensors")
+        yield dataclasses.replace(check, reason=reasons[0] if reasons else None)
+
+
+def _compared(device: Device, dtype: torch.dtype) -> Comparison:
+    with tempfile.TemporaryDirectory() as folder:
+        reference, candidate = Path(folder, "reference"), Path(folder, "candidate")
+        with _independent():
+            _record(reference, CpuDevice(), dtype)
+        _record(candidate, device, dtype)
+        return compare(reference, candidate)
 
 
 @contextlib.contextmanager
@@ -259,16 +287,21 @@ def _record(path: Path, device: Device, dtype: torch.dtype) -> Transformer:
 def _adamw(device: Device) -> Iterator[Check]:
     """One AdamW step on the Transformer's parameters, by each implementation the device has."""
     model, text = transformer_inputs()
-    model.loss(text).backward()
+    with _independent():
+        model.loss(text).backward()
     parameters = [p.detach() for p in model.parameters()]
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     names = [name for name, _ in model.named_parameters()]
     truth = _updates(parameters, gradients, torch.float64, CpuDevice(), foreach=False)
     independent = _updates(parameters, gradients, torch.float32, CpuDevice(), foreach=False)
     for name in _ADAMW:
-        actual = _updates(parameters, gradients, torch.float32, device, **{name: True})
-        results = (names, actual, independent, truth)
-        yield _judge("AdamW step", f"{device}/{name}", torch.float32, results)
+        engine = f"{device}/{name}"
+        try:
+            actual = _updates(parameters, gradients, torch.float32, device, **{name: True})
+        except Exception as error:
+            yield _raised("AdamW step", engine, torch.float32, error)
+            continue
+        yield _judge("AdamW step", engine, torch.float32, (names, actual, independent, truth))
 
 
 def _updates(

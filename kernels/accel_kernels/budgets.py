@@ -49,10 +49,18 @@ class Deviation:
 
 @dataclass(frozen=True)
 class Budget:
-    """The largest `Deviation.rms` and `Deviation.worst` that are still in order."""
+    """The largest `Deviation.rms` and `Deviation.worst` that are still in order.
+
+    Raises:
+        ValueError: One is negative or NaN, which every error or none would exceed.
+    """
 
     rms: float
     worst: float
+
+    def __post_init__(self) -> None:
+        if not (self.rms >= 0.0 and self.worst >= 0.0):
+            raise ValueError(f"a budget must be at least 0, not rms={self.rms}, worst={self.worst}")
 
     def exceeded_by(self, deviation: Deviation) -> str | None:
         """Why `deviation` is out of this budget, in words; None if it is within."""

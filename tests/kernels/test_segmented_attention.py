@@ -296,3 +296,25 @@ def test_request_takes_the_public_arguments() -> None:
     checked = inspect.signature(OPERATION.request).parameters
     expected = [(n, p.default) for n, p in public.items() if n != "backend"]
     assert [(n, p.default) for n, p in checked.items()] == expected
+
+
+@pytest.mark.parametrize("hidden", [(0, 2), (2, 4), (4, 6), (0, 6)], ids=str)
+@pytest.mark.parametrize("segment", [None, 2])
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+def test_rows_whose_scores_are_all_minus_infinity(name, segment, hidden) -> None:
+    """In one segment, where aten tells a log-sum-exp of 0 for them, or in all."""
+    query, key, value, _ = draw((2, 1, 6, 6, False, None), torch.float64)
+    query[..., 0] = 1.0
+    key[:, :, slice(*hidden), 0] = -math.inf
+    kernel = next(spec for spec in SPECS if spec.name == name).load()
+    out, lse = kernel(query, key, value, segment_size=segment, return_lse=True)
+    scores = query @ key.transpose(-1, -2) / 4
+    assert torch.allclose(out, attention_formula(query, key, value, is_causal=False), atol=1e-12)
+    assert torch.allclose(lse, scores.logsumexp(-1), atol=1e-12)
+
+
+def test_a_row_whose_only_score_is_zero_is_not_taken_for_empty() -> None:
+    zero = torch.zeros(1, 1, 3, 4)
+    kernel = next(spec for spec in SPECS if spec.name == "cpu").load()
+    _, lse = kernel(zero, zero, zero, is_causal=True, return_lse=True)
+    assert torch.allclose(lse, torch.tensor([1.0, 2.0, 3.0]).log())

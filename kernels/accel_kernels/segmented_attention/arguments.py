@@ -30,9 +30,12 @@ def request(
     """Check the arguments of `accel.segmented_attention` and say what a kernel must be able to do.
 
     Raises:
-        TypeError: A tensor is none, or not of a floating dtype, or the dtypes differ.
+        TypeError: A tensor is none, or not dense, or not of a floating dtype; the dtypes differ; or
+            another argument is of the wrong type.
         ValueError: Shapes, devices or numbers do not fit.
     """
+    query, key, value = cast_for_autocast(query, key, value)
+    _check_types(is_causal, scale, segment_size)
     _check_tensors(query, key, value)
     _check_shapes(query, key, value)
     _check_numbers(scale, dropout_p, softcap, segment_size)
@@ -67,6 +70,39 @@ def request(
     )
 
 
+def cast_for_autocast(query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
+    """The three in autocast's dtype, if it is on where the query is; else as they are.
+
+    Like torch's own operators, it leaves float64, and what is no floating tensor, alone.
+    """
+    if not isinstance(query, Tensor):
+        return query, key, value
+    kind = query.device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return query, key, value
+    dtype = torch.get_autocast_dtype(kind)
+
+    def cast(item: Any) -> Any:
+        is_cast = isinstance(item, Tensor) and item.is_floating_point()
+        return item.to(dtype) if is_cast and item.dtype != torch.float64 else item
+
+    return cast(query), cast(key), cast(value)
+
+
+def _check_types(is_causal: object, scale: object, segment_size: object) -> None:
+    if not isinstance(is_causal, bool):
+        raise TypeError(f"is_causal must be True or False, not {is_causal!r}")
+    # A tensor would lose its gradient in silence: the kernels take a number.
+    if scale is not None and not isinstance(scale, (int, float, torch.SymFloat)):
+        raise TypeError(
+            f"scale must be a number, not {type(scale).__name__}; multiply the query by a scale "
+            "that is learned"
+        )
+    is_size = isinstance(segment_size, (int, torch.SymInt)) and not isinstance(segment_size, bool)
+    if segment_size is not None and not is_size:
+        raise TypeError(f"segment_size must be an integer, not {segment_size!r}")
+
+
 def _features(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool) -> list[str]:
     features = []
     if is_causal:
@@ -88,6 +124,8 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, not {type(tensor).__name__}")
+        if tensor.layout != torch.strided or tensor.is_nested:
+            raise TypeError(f"{name} must be a dense tensor, not nested or {tensor.layout}")
         if tensor.dim() != 4:
             raise ValueError(
                 f"{name} must be [B, H, T, D], but has shape {tuple(tensor.shape)}; add the "

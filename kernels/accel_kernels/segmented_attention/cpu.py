@@ -56,15 +56,15 @@ def segmented_attention(
         # aten masks with -inf before it scales, which a negative scale turns into +inf and zero
         # into NaN. Changing the query's sign instead is exact.
         query, scale = (-query, -scale) if scale < 0.0 else (query * 0.0, 1.0)
-    out, lse = _SegmentedAttention.apply(
-        query,
-        key,
-        value,
-        is_causal,
-        scale,
-        DEFAULT_SEGMENT_SIZE if segment_size is None else segment_size,
-        return_lse,
-    )
+    if query.shape[2] == 1:
+        is_causal = False  # a single last query sees every key
+    segment_size = DEFAULT_SEGMENT_SIZE if segment_size is None else segment_size
+    arguments = (query, key, value, is_causal, scale, segment_size)
+    wanted = query.requires_grad or key.requires_grad or value.requires_grad
+    if wanted and torch.is_grad_enabled():
+        out, lse = _SegmentedAttention.apply(*arguments, return_lse)
+    else:
+        out, lse = _forward(*arguments)
     return out, lse if return_lse else None
 
 
@@ -79,19 +79,7 @@ class _SegmentedAttention(torch.autograd.Function):
         segment_size: int,
         return_lse: bool,
     ) -> tuple[Tensor, Tensor]:
-        query, key, value = _unit_stride(query), _unit_stride(key), _unit_stride(value)
-        covering = _plan(query, key, segment_size, is_causal)
-        if len(covering) == 1 and covering[0].q0 == 0:
-            out, lse = _attend(query, key, value, 0.0, covering[0].diagonal, scale=scale)
-            return out, lse
-        dtype = accumulation_dtype(query.dtype)
-        out = torch.zeros_like(query, dtype=dtype)
-        # In float64: with every merge in float32 its error would grow, and the backward takes
-        # the exponential of it.
-        lse = query.new_full(query.shape[:-1], -torch.inf, dtype=torch.float64)
-        for tile in covering:
-            _merge_tile(out, lse, query, key, value, tile, scale)
-        return out.to(query.dtype), lse.to(dtype)
+        return _forward(query, key, value, is_causal, scale, segment_size)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -117,6 +105,11 @@ class _SegmentedAttention(torch.autograd.Function):
         kept = [
             gradient[..., : shape[-1]] for gradient, shape in zip(gradients, shapes, strict=True)
         ]
+        if torch._C._are_functorch_transforms_active():
+            raise RuntimeError(
+                "segmented_attention's cpu backend does not run under torch.func; call it with "
+                "backend='reference'"
+            )
         if torch.is_grad_enabled():  # create_graph=True
             kept = [_Undifferentiable.apply(gradient.requires_grad_()) for gradient in kept]
         return (*kept, None, None, None, None)
@@ -145,6 +138,68 @@ class _Undifferentiable(torch.autograd.Function):
         )
 
 
+def _forward(
+    query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float, segment_size: int
+) -> tuple[Tensor, Tensor]:
+    query, key, value = _unit_stride(query), _unit_stride(key), _unit_stride(value)
+    covering = _plan(query, key, segment_size, is_causal)
+    if len(covering) == 1 and covering[0].q0 == 0:
+        return _attend_tile(query, key, value, covering[0], scale)
+    dtype = accumulation_dtype(query.dtype)
+    out = torch.zeros_like(query, dtype=dtype)
+    # In float64: with every merge in float32 its error would grow, and the backward takes the
+    # exponential of it.
+    lse = query.new_full(query.shape[:-1], -torch.inf, dtype=torch.float64)
+    for tile in covering:
+        _merge_tile(out, lse, query, key, value, tile, scale)
+    return out.to(query.dtype), lse.to(dtype)
+
+
+def _attend_tile(
+    query: Tensor, key: Tensor, value: Tensor, tile: Tile, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The state of a tile's rows over its keys.
+
+    aten gives a row whose scores are all -inf the log-sum-exp 0, which is also that of a row with
+    one score of 0. Rows with a 0 are therefore looked at again.
+    """
+    rows, keys = query[:, :, tile.q0 : tile.q1], key[:, :, tile.k0 : tile.k1]
+    out, lse = _attend(rows, keys, value[:, :, tile.k0 : tile.k1], 0.0, tile.diagonal, scale=scale)
+    if torch.compiler.is_compiling():
+        return out, torch.ops.accel_kernels.with_empty_rows(lse, rows, keys, scale, tile.diagonal)
+    return out, _with_empty_rows(lse, rows, keys, scale, tile.diagonal)
+
+
+def _with_empty_rows(
+    lse: Tensor, rows: Tensor, keys: Tensor, scale: float, diagonal: bool
+) -> Tensor:
+    """`lse` with -inf where every score of a row is -inf."""
+    doubtful = (lse == 0).nonzero()
+    if not len(doubtful):
+        return lse
+    lse = lse.clone()
+    groups = rows.shape[1] // keys.shape[1]
+    for batch, head, row in doubtful.tolist():
+        seen = keys[batch, head // groups, : row + 1] if diagonal else keys[batch, head // groups]
+        scores = (seen.to(lse.dtype) @ rows[batch, head, row].to(lse.dtype)) * scale
+        if bool((scores == -torch.inf).all()):
+            lse[batch, head, row] = -torch.inf
+    return lse
+
+
+@torch.library.custom_op("accel_kernels::with_empty_rows", mutates_args=())
+def _with_empty_rows_op(
+    lse: Tensor, rows: Tensor, keys: Tensor, scale: float, diagonal: bool
+) -> Tensor:
+    # An operator, because which rows are doubtful depends on data and would not trace.
+    return _with_empty_rows(lse, rows, keys, scale, diagonal).clone()
+
+
+@_with_empty_rows_op.register_fake
+def _(lse: Tensor, rows: Tensor, keys: Tensor, scale: float, diagonal: bool) -> Tensor:
+    return torch.empty_like(lse)
+
+
 def _plan(query: Tensor, key: Tensor, segment_size: int, is_causal: bool) -> list[Tile]:
     if query.numel() == 0 or key.numel() == 0:
         return []
@@ -155,10 +210,8 @@ def _merge_tile(
     out: Tensor, lse: Tensor, query: Tensor, key: Tensor, value: Tensor, tile: Tile, scale: float
 ) -> None:
     """Merge one tile into the state, in place."""
-    rows, keys = slice(tile.q0, tile.q1), slice(tile.k0, tile.k1)
-    part, part_lse = _attend(
-        query[:, :, rows], key[:, :, keys], value[:, :, keys], 0.0, tile.diagonal, scale=scale
-    )
+    rows = slice(tile.q0, tile.q1)
+    part, part_lse = _attend_tile(query, key, value, tile, scale)
     if tile.k0 == 0:  # the first keys: these rows have seen none before
         out[:, :, rows], lse[:, :, rows] = part, part_lse
         return

@@ -125,8 +125,10 @@ def _attend_rows(
         scores = _scores(rows[..., at, :], key, tile, scale)
         before = highest[..., at]
         now = torch.maximum(before, scores.amax(-1))
-        shrink = torch.exp(before - now)
-        weights = torch.exp(scores - now.unsqueeze(-1))
+        # A row whose scores are all -inf so far has no maximum to subtract.
+        shift = now.masked_fill(now == -torch.inf, 0.0)
+        shrink = torch.exp(before - shift)
+        weights = torch.exp(scores - shift.unsqueeze(-1))
         highest[..., at] = now
         normaliser[..., at] = normaliser[..., at] * shrink + weights.sum(-1)
         part = weights @ _keys(value, tile, rows.dtype)
