@@ -44,7 +44,7 @@ def extra_bytes(length: int, backend: str) -> int:
 def test_forty_thousand_tokens_fit_in_128_mb() -> None:
     """Causal, one head of 64, float32, forward and backward, over inputs and gradients.
 
-    The whole score matrix and its gradient would take about 21 GB (extrapolated from 12,288).
+    Three matrices of scores alone would take 19 GB; benchmarks/attention_memory.py measures them.
     """
     assert extra_bytes(40_000, "cpu") < 128e6
 

@@ -68,6 +68,12 @@ def test_a_backend_chosen_from_outside_is_refused(monkeypatch, capsys) -> None:
     assert "unset ACCEL_BACKEND" in capsys.readouterr().err
 
 
+def test_a_mistyped_choice_of_device_is_said(monkeypatch, checks, capsys) -> None:
+    monkeypatch.setenv("ACCEL_DEVICE", "nosuch")
+    assert main(["validate"]) == 2
+    assert "nosuch" in capsys.readouterr().err
+
+
 def test_usage(capsys) -> None:
     for arguments in (["validate", "--nosuch"], ["nosuch"], []):
         with pytest.raises(SystemExit) as stopped:

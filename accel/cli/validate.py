@@ -34,13 +34,14 @@ def run(arguments: argparse.Namespace) -> int:
     Returns:
         The exit status.
     """
-    from accel.devices import available_devices, find_device
+    from accel.devices import available_devices, current_device, find_device
     from accel.errors import DeviceError
     from accel.report import check_writable, write_atomically
     from accel.testing import presentation
 
     try:
         named = arguments.device
+        current_device()  # a mistyped ACCEL_DEVICE is said and not passed over
         devices = [find_device(name) for name in named] if named else available_devices()
         for path in filter(None, (arguments.json, arguments.html)):
             check_writable(path)
