@@ -279,7 +279,7 @@ def _add_plugins() -> None:
         try:
             _add(entry_point.load())
         # Third-party code: whatever it raises must not break those who do not use it.
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             line = f"{type(error).__name__}: {error}".splitlines()[0]
             text = "".join(traceback.format_exception(error))
             _failures.append(KernelFailure(entry_point.name, line, text))

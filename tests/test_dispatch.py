@@ -348,12 +348,13 @@ def test_kernels_of_other_packages(tmp_path: Path) -> None:
     """A plugin by entry point is chosen by its priority; broken ones are kept and break nothing."""
     (tmp_path / "plugin.py").write_text(PLUGIN)
     (tmp_path / "broken.py").write_text("raise RuntimeError('no driver')\n")
+    (tmp_path / "exits.py").write_text("raise SystemExit(3)\n")
     info = tmp_path / "plugin-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[accel.kernels]\nseven = plugin:SPEC\nbroken = broken:SPEC\nabsent = nosuchmodule:SPEC\n"
-        "wrong = plugin:WRONG_TYPE\ntaken = plugin:NAME_TAKEN\nop = plugin:NO_SUCH_OP\n"
+        "[accel.kernels]\nseven = plugin:SPEC\nbroken = broken:SPEC\nexits = exits:SPEC\n"
+        "absent = nosuchmodule:SPEC\nwrong = plugin:WRONG_TYPE\ntaken = plugin:NAME_TAKEN\nop = plugin:NO_SUCH_OP\n"
     )
     path = os.pathsep.join([str(tmp_path), *sys.path[1:]])
     result = subprocess.run(
@@ -367,7 +368,7 @@ def test_kernels_of_other_packages(tmp_path: Path) -> None:
     assert lines[0] == "['seven', 'cpu', 'sdpa', 'reference']"
     assert lines[1] == "[7.0]"
     kept = {line.split(" | ")[0]: line for line in lines[2:]}
-    assert set(kept) == {"broken", "absent", "wrong", "taken", "op"}
+    assert set(kept) == {"broken", "exits", "absent", "wrong", "taken", "op"}
     assert "RuntimeError: no driver" in kept["broken"]
     assert all(line.endswith("True") for line in kept.values())
-    assert result.stderr.count("run `accel doctor`") == 5
+    assert result.stderr.count("run `accel doctor`") == 6
