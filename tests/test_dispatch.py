@@ -354,7 +354,8 @@ def test_kernels_of_other_packages(tmp_path: Path) -> None:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
         "[accel.kernels]\nseven = plugin:SPEC\nbroken = broken:SPEC\nexits = exits:SPEC\n"
-        "absent = nosuchmodule:SPEC\nwrong = plugin:WRONG_TYPE\ntaken = plugin:NAME_TAKEN\nop = plugin:NO_SUCH_OP\n"
+        "absent = nosuchmodule:SPEC\nwrong = plugin:WRONG_TYPE\n"
+        "taken = plugin:NAME_TAKEN\nop = plugin:NO_SUCH_OP\n"
     )
     path = os.pathsep.join([str(tmp_path), *sys.path[1:]])
     result = subprocess.run(
