@@ -1,0 +1,229 @@
+"""One function for every operator: run torch's CPU kernel on views of the device's memory.
+
+What the schema says decides the rest: tensors become CPU views, results become device tensors, an
+argument that is written stays the tensor it was, a random operator draws from the device's
+generator. Operands on the wrong device raise, as they do on a chip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from accel.simulate.operators import memory, random
+
+Kernel = Callable[..., Any]
+
+# These take index tensors from the CPU, on every device.
+_CPU_INDICES = frozenset(
+    {"aten::index.Tensor", "aten::index_put_", "aten::index_put", "aten::_index_put_impl_",
+     "aten::_unsafe_index.Tensor", "aten::_unsafe_index_put", "aten::index.Tensor_out"}
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a schema says of an operator.
+
+    Attributes:
+        name: With its overload, such as `aten::add.Tensor`.
+        arguments: Names, in order.
+        written: Names of the arguments that are written in place.
+        outputs: Names of the `out=` arguments.
+        returns: For each result the argument that it is, or None for a new one.
+        generator: The name of the generator argument, or None.
+        is_random: It draws random numbers.
+        cpu_indices: Operands on the CPU are legal.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    written: frozenset[str]
+    outputs: frozenset[str]
+    returns: tuple[str | None, ...]
+    generator: str | None
+    is_random: bool
+    cpu_indices: bool
+
+
+def plan_of(operator: Any) -> Plan:
+    """Read an operator's schema."""
+    schema = operator._schema
+    written, outputs, by_alias = set(), set(), {}
+    generator = None
+    for argument in schema.arguments:
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            (outputs if argument.is_out else written).add(argument.name)
+            for mark in argument.alias_info.before_set:
+                by_alias[mark] = argument.name
+        if "Generator" in str(argument.type):
+            generator = argument.name
+    returns = []
+    for result in schema.returns:
+        marks = result.alias_info.before_set if result.alias_info is not None else ()
+        returns.append(next((by_alias[mark] for mark in marks if mark in by_alias), None))
+    return Plan(
+        name=operator.name(),
+        arguments=tuple(argument.name for argument in schema.arguments),
+        written=frozenset(written),
+        outputs=frozenset(outputs),
+        returns=tuple(returns),
+        generator=generator,
+        is_random=torch.Tag.nondeterministic_seeded in operator.tags,
+        cpu_indices=operator.name() in _CPU_INDICES,
+    )
+
+
+class Call:
+    """One call of an operator: its operands as CPU views, and the way back."""
+
+    __slots__ = ("device", "fresh", "originals", "plan")
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.device: torch.device | None = None
+        self.originals: dict[int, Tensor] = {}  # by the address of the view's storage
+        self.fresh: list[tuple[Tensor, Tensor]] = []  # out= arguments and what stands for them
+
+    def find_device(self, values: Any) -> None:
+        """Take the device of the first operand on a chip; two chips in one call are an error."""
+        for value in values:
+            kind = type(value)
+            if kind is list or kind is tuple:
+                self.find_device(value)
+            elif isinstance(value, Tensor) and memory.is_device(value):
+                if self.device is None:
+                    self.device = value.device
+                elif value.device != self.device and value.dim() > 0:
+                    raise wrong_device(self.plan.name, self.device, value.device)
+            elif isinstance(value, torch.device) and value.type == memory.TYPE:
+                self.device = self.device or value
+
+    def lower(self, name: str, value: Any) -> Any:
+        """An argument for the CPU kernel."""
+        kind = type(value)
+        if kind is int or kind is float or kind is bool or value is None:
+            return value
+        if isinstance(value, Tensor):
+            return self.lower_tensor(name, value)
+        if kind is list or kind is tuple:
+            return [self.lower(name, item) for item in value]
+        if isinstance(value, torch.device):
+            return memory.CPU if value.type == memory.TYPE else value
+        return value
+
+    def lower_tensor(self, name: str, value: Tensor) -> Tensor:
+        """A CPU view of a tensor argument; for an output a new tensor that may be resized."""
+        if not memory.is_device(value):
+            if value.dim() == 0 or value.device.type == "meta" or self.plan.cpu_indices:
+                return value
+            if value.numel() == 0 and value.dim() == 1:
+                return value  # torch's way to say that an optional tensor is not given
+            raise wrong_device(self.plan.name, self.device, value.device)
+        if name in self.plan.outputs:
+            stand_in = torch.empty(0, dtype=value.dtype, device=memory.CPU)
+            self.fresh.append((value, stand_in))
+            return stand_in
+        view = memory.host_view(value)
+        self.originals[view.untyped_storage().data_ptr()] = value
+        return view
+
+    def lift(self, value: Any) -> Any:
+        """A result of the CPU kernel as the caller shall see it."""
+        if isinstance(value, Tensor):
+            if value.device.type != "cpu":
+                return value
+            original = None
+            if self.originals and value.numel():
+                original = self.originals.get(value.untyped_storage().data_ptr())
+            if original is not None:
+                return _same_view(original, value)
+            return memory.to_device(value, self.device or current_device())
+        if isinstance(value, (list, tuple)):
+            return [self.lift(item) for item in value]
+        return value
+
+
+def _same_view(original: Tensor, view: Tensor) -> Tensor:
+    """The part of `original` that a view of its memory shows."""
+    geometry = (view.size(), view.stride(), view.storage_offset())
+    if view.dtype == original.dtype and geometry == (
+        original.size(), original.stride(), original.storage_offset(),
+    ):  # fmt: skip
+        return original
+    if view.dtype != original.dtype:
+        return original.view(view.dtype).as_strided(*geometry)
+    return original.as_strided(*geometry)
+
+
+def current_device() -> torch.device:
+    """The chip that torch's calling thread uses."""
+    return torch.device(memory.TYPE, torch.npu.current_device())
+
+
+def wrong_device(
+    name: str, expected: torch.device | None, found: torch.device
+) -> RuntimeError:
+    """The error for an operand that is elsewhere."""
+    return RuntimeError(
+        "Expected all tensors to be on the same device, but found at least two devices, "
+        f"{expected or memory.TYPE} and {found}! ({name} on the simulated Ascend)"
+    )
+
+
+def make_kernel(operator: Any, compute: Kernel | None = None) -> Kernel:
+    """The kernel of an operator for the simulated chip.
+
+    Args:
+        operator: A `torch._ops.OpOverload`.
+        compute: What computes on CPU tensors, with the operator's arguments; by default the
+            operator itself.
+    """
+    plan = plan_of(operator)
+    run = operator if compute is None else compute
+    names = plan.arguments
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        call = Call(plan)
+        call.find_device(args)
+        if kwargs:
+            call.find_device(kwargs.values())
+        lower = call.lower
+        positional = [lower(names[i], value) for i, value in enumerate(args)]
+        named = {name: lower(name, value) for name, value in kwargs.items()}
+        if plan.is_random or plan.generator is not None:
+            device = call.device or current_device()
+            result = random.run(run, plan, device, positional, named)
+        else:
+            result = run(*positional, **named)
+        for target, value in call.fresh:
+            memory.refill(target, value)
+        return _results(call, result, args, kwargs)
+
+    kernel.__name__ = f"simulated {plan.name}"
+    return kernel
+
+
+def _results(call: Call, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Results in the schema's order: written arguments themselves, new ones on the device."""
+    returns = call.plan.returns
+    if len(returns) == 1:
+        return _one(call, returns[0], result, args, kwargs)
+    if not returns:
+        return None
+    pairs = zip(returns, result, strict=True)
+    return tuple(_one(call, name, item, args, kwargs) for name, item in pairs)
+
+
+def _one(
+    call: Call, name: str | None, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    if name is None:
+        return call.lift(value)
+    if name in kwargs:
+        return kwargs[name]
+    return args[call.plan.arguments.index(name)]

@@ -1,0 +1,79 @@
+"""Device tensors as CPU tensors and back. No operator of torch_npu takes part."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from accel.simulate.library import Runtime, current_runtime
+
+TYPE = "npu"
+CPU = torch.device("cpu")
+_construct_storage = torch._C._construct_storage_from_data_pointer  # type: ignore[attr-defined]
+_runtime: Runtime | None = None
+
+
+def runtime() -> Runtime:
+    """The runtime, remembered: this is asked several times per operator."""
+    global _runtime
+    if _runtime is None:
+        _runtime = current_runtime()
+    return _runtime
+
+
+def is_device(tensor: Tensor) -> bool:
+    """Whether a tensor is on the simulated chip."""
+    return tensor.device.type == TYPE
+
+
+def host_view(tensor: Tensor) -> Tensor:
+    """A CPU tensor on a device tensor's own memory, with its sizes, strides and offset.
+
+    It does not keep the memory alive: use it only while `tensor` is there.
+
+    Raises:
+        RuntimeError: The memory is not a live device allocation.
+    """
+    storage = tensor.untyped_storage()
+    size = storage.nbytes()
+    view = torch.empty(0, dtype=tensor.dtype, device=CPU)
+    if size == 0:
+        return view.set_(
+            view.untyped_storage(), 0, tensor.size(), tensor.stride()
+        )
+    address = runtime().host_address(storage.data_ptr(), size)
+    return view.set_(
+        _construct_storage(address, CPU, size),
+        tensor.storage_offset(),
+        tensor.size(),
+        tensor.stride(),
+    )
+
+
+def extent(tensor: Tensor) -> int:
+    """Bytes from a tensor's first element to its last."""
+    if tensor.numel() == 0:
+        return 0
+    last = sum((n - 1) * step for n, step in zip(tensor.size(), tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A new device tensor with a CPU tensor's elements and strides."""
+    result = torch.empty_strided(
+        tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device
+    )
+    size = extent(tensor)
+    if size:
+        address = runtime().host_address(result.data_ptr(), size)
+        ctypes.memmove(address, tensor.data_ptr(), size)
+    return result
+
+
+def refill(target: Tensor, value: Tensor) -> None:
+    """Write a CPU tensor into a device tensor, which takes its sizes if they differ."""
+    if target.size() != value.size():
+        target.resize_(value.size())
+    host_view(target).copy_(value)
