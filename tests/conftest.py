@@ -13,7 +13,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from accel.simulate import active
+
 ROOT = Path(__file__).parents[1]
+# Tests that need the simulated Ascend in their own process: pytest --simulate-ascend CHIP.
+collect_ignore = [] if active() else ["ascend"]
 CHOICES = ("ACCEL_DEVICE", "ACCEL_BACKEND", "LOCAL_RANK", "RANK", "WORLD_SIZE")
 
 

@@ -1,0 +1,108 @@
+"""Operators that torch_npu registers above autograd and that compute past the dispatcher there.
+
+Each is handed back to torch's own definition: the composite formula where there is one, else the
+derivative torch generates. Both call operators below autograd, which are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+COMPOSITE = "CompositeImplicitAutograd"
+_FLASH = 1  # SDPBackend.FLASH_ATTENTION: on a CPU torch's fused kernel
+
+
+def make_kernel(operator: Any) -> Callable[..., Any]:
+    """The kernel of an operator at the autograd key."""
+    if operator.name() == "aten::scaled_dot_product_attention":
+        return scaled_dot_product_attention
+    key = COMPOSITE if _has(operator.name(), COMPOSITE) else "Autograd"
+    dispatch_key = getattr(torch._C.DispatchKey, key)
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        return operator._op_dk(dispatch_key, *args, **kwargs)
+
+    kernel.__name__ = f"simulated {operator.name()} with gradient"
+    return kernel
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """The kernel that torch would choose for the same tensors on a CPU: fused or by the formula."""
+    aten = torch.ops.aten
+    if _fused(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa):
+        mask = _as_bias(attn_mask, query)
+        out, _ = aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, dropout_p, is_causal, attn_mask=mask, scale=scale
+        )
+        return out  # type: ignore[no-any-return]
+    out, _ = aten._scaled_dot_product_attention_math(
+        query, key, value, attn_mask, dropout_p, is_causal, None, scale=scale, enable_gqa=enable_gqa
+    )
+    return out  # type: ignore[no-any-return]
+
+
+def _fused(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> bool:
+    """Whether torch takes its fused CPU kernel; asked with tensors that take no memory."""
+
+    def stand_in(tensor: Tensor) -> Tensor:
+        empty = torch.empty(1, dtype=tensor.dtype, device="cpu")
+        shown = empty.as_strided(tensor.size(), [0] * tensor.dim())
+        return shown.requires_grad_() if tensor.requires_grad else shown
+
+    if query.numel() == 0 or key.numel() == 0 or enable_gqa:
+        return False
+    # The last dimension must look contiguous to be accepted.
+    if any(tensor.dim() != 4 or tensor.stride(-1) != 1 for tensor in (query, key, value)):
+        return False
+    shown = [_with_rows(tensor) for tensor in (query, key, value)]
+    chosen = torch._fused_sdp_choice(
+        *shown,
+        None if mask is None else stand_in(mask),
+        dropout_p,
+        is_causal,
+        scale=scale,
+        enable_gqa=enable_gqa,
+    )
+    return bool(chosen == _FLASH)
+
+
+def _with_rows(tensor: Tensor) -> Tensor:
+    """A CPU tensor of these sizes whose rows are contiguous; it has the memory of one row."""
+    row = torch.empty(max(tensor.size(-1), 1), dtype=tensor.dtype, device="cpu")
+    shown = row.as_strided(tensor.size(), [0] * (tensor.dim() - 1) + [1])
+    return shown.requires_grad_() if tensor.requires_grad else shown
+
+
+def _as_bias(mask: Tensor | None, query: Tensor) -> Tensor | None:
+    """A Boolean mask as what is added to the scores, as torch does before its fused kernel."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    bias = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device)
+    return bias.masked_fill_(~mask, -torch.inf)
+
+
+def _has(name: str, key: str) -> bool:
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(name, key))
