@@ -181,21 +181,29 @@ class TestRandomState:
     def test_between_a_cpu_and_a_chip_it_is_refused(self, make_family):
         toy, cpu = make_family("toy")(), CpuDevice()
         before = torch.get_rng_state()
-        for taker, giver, words in [(cpu, toy, "a chip.*on cpu"), (toy, cpu, "a CPU.*on xpu")]:
+        for taker, giver, words in [(cpu, toy, "toy .*on cpu"), (toy, cpu, "cpu .*on xpu:0")]:
             state = giver.rng_state()
             torch.rand(1)
-            with pytest.raises(ValueError, match=f"taken on {words}.*device.seed"):
+            with pytest.raises(ValueError, match=f"taken on the family {words}.*device.seed"):
                 taker.set_rng_state(state)
         torch.set_rng_state(before)
         with pytest.raises(ValueError, match=r"Device\.set_rng_state"):
             cpu.set_own_rng_state(before)
+
+    def test_between_two_chip_families_it_is_refused(self, make_family):
+        one, other = make_family("one")(), make_family("other")()
+        with pytest.raises(ValueError, match=r"family one .*on xpu:0 \(other\)"):
+            other.set_rng_state(one.rng_state())
+        assert other.calls == []
+        other.set_rng_state(type(other)().rng_state())
+        assert other.calls == [(0, "set_rng_state", [0])]
 
     def test_one_that_is_refused_changes_nothing(self, make_family):
         class Strict(type(make_family("toy")())):
             def set_own_rng_state(self, state):
                 raise RuntimeError("RNG state is wrong size")
 
-        state = RngState(cpu=torch.get_rng_state(), device=torch.zeros(3, dtype=torch.uint8))
+        state = RngState(torch.get_rng_state(), torch.zeros(3, dtype=torch.uint8), "toy")
         torch.rand(4)
         before = torch.get_rng_state()
         with pytest.raises(RuntimeError, match="wrong size"):

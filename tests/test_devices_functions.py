@@ -47,7 +47,7 @@ def test_as_torch_cuda_where_it_is_silent(run_python, on_cpu, name, arguments):
 def test_the_stream_of_a_cpu_waits_for_nothing(on_cpu):
     stream = accel.current_stream()
     stream.synchronize()
-    stream.wait_stream(accel.current_stream())
+    stream.wait_stream(accel.current_stream("cpu"))
     assert stream.query() is True
 
 

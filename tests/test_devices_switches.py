@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import accel
-from accel.devices import NumericsMode, float32
+from accel.devices import NumericsMode, ascend, float32
 from accel.devices.switches import SWITCHES
 
 B = torch.backends
@@ -66,7 +66,7 @@ NEWER = {"cudnn_depthwise_kernel", "native_dsls_disabled", "bf16_split_k", "fp16
 # Those that only other hardware has, or (preferences) that only a build for it lets set.
 ELSEWHERE = {
     "cpu_fp16_reduced_precision_reduction", "mkldnn_allow_tf32",
-    "npu_matmul_hf32", "npu_conv_hf32", "npu_jit_compile",
+    *ascend.SWITCHES,
     "blas_library", "linalg_library", "flash_implementation", "opt_einsum",
     "bf16_split_k", "fp16_split_k",
 }  # fmt: skip
@@ -161,22 +161,6 @@ def test_split_k_goes_with_its_reduction():
 def test_a_default_device_does_not_mislead():
     with torch.device("meta"):
         assert accel.numerics_mode().flush_denormal is False
-
-
-def test_ascends_switches(monkeypatch):
-    state = {"jit": True}
-    npu = SimpleNamespace(
-        matmul=SimpleNamespace(allow_hf32=False),
-        conv=SimpleNamespace(allow_hf32=True),
-        is_jit_compile_false=lambda: not state["jit"],
-        set_compile_mode=lambda jit_compile: state.update(jit=jit_compile),
-    )
-    monkeypatch.setattr(torch, "npu", npu, raising=False)
-    mode = accel.numerics_mode()
-    assert (mode.npu_matmul_hf32, mode.npu_conv_hf32, mode.npu_jit_compile) == (False, True, True)
-    with accel.use_numerics_mode(NumericsMode(npu_conv_hf32=False, npu_jit_compile=False)):
-        assert (npu.conv.allow_hf32, state["jit"]) == (False, False)
-    assert (npu.conv.allow_hf32, state["jit"]) == (True, True)
 
 
 def test_opt_einsum(tmp_path, run_python):

@@ -35,6 +35,7 @@ def python(code: str, path: str = "", **environment: str) -> subprocess.Complete
         "import accel.cli, accel.cli.doctor, accel.cli.validate, accel.cli.compare",
         "import accel.doctor",
         "import accel.report",
+        "import accel.devices.chips",
         "from accel import BackendError, DeviceError, report; report.Progress",
         "import accel.cli; accel.cli.main(['doctor', '--json'])",
         "import accel.cli; accel.cli.main(['--version'])",
@@ -178,6 +179,23 @@ def test_backends_import_neither_one_another_nor_accel() -> None:
         for name, _ in imports_of(path):
             assert name.split(".")[0] != "accel", path
             assert part_of(name) != "kernels.backend", f"{path.name} imports {name}"
+
+
+def test_every_public_name_of_devices_is_found_in_its_module() -> None:
+    from accel import devices
+
+    tree = ast.parse((ROOT / "accel/devices/__init__.py").read_text())
+    declared = {
+        alias.asname: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("accel")
+        for alias in node.names
+    }
+    assert declared == {name: f"accel.devices.{home}" for name, home in devices._HOMES.items()}
+    assert sorted(declared) == devices.__all__ == dir(devices)
+    assert all(getattr(devices, name) is not None for name in devices.__all__)
+    with pytest.raises(AttributeError, match=r"'accel\.devices' has no attribute 'nonsense'"):
+        _ = devices.nonsense
 
 
 def test_accel_itself_is_lazy() -> None:

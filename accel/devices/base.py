@@ -12,6 +12,7 @@ import torch
 
 from accel.devices.batches import move as _move
 from accel.devices.dtypes import DtypeSupport, probe
+from accel.devices.streams import Event, Stream
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,12 @@ class RngState:
     Attributes:
         cpu: State of torch's CPU generator, uint8 `[N]`.
         device: State of the device's own generator, uint8 `[M]`; None on a CPU.
+        family: Of the device it was taken on; its generator is unlike another family's.
     """
 
     cpu: torch.Tensor
     device: torch.Tensor | None
+    family: str
 
 
 @dataclass(frozen=True)
@@ -189,23 +192,49 @@ class Device(abc.ABC):
 
     def rng_state(self) -> RngState:
         """The generators' states of this device and the CPU."""
-        return RngState(cpu=torch.get_rng_state(), device=self.own_rng_state())
+        return RngState(torch.get_rng_state(), self.own_rng_state(), self.family)
 
     def set_rng_state(self, state: RngState) -> None:
         """Restore what `rng_state` returned.
 
         Raises:
-            ValueError: The state comes from an accelerator and this is a CPU, or the reverse.
+            ValueError: The state was taken on another chip family.
         """
-        if (state.device is None) != (self.own_rng_state() is None):
+        if state.family != self.family:
             raise ValueError(
-                f"this RNG state was taken on {'a CPU' if state.device is None else 'a chip'} and "
-                f"cannot be restored on {self}: random streams differ between them; seed with "
-                "device.seed(...) instead"
+                f"this RNG state was taken on the family {state.family} and cannot be restored on "
+                f"{self} ({self.family}): their random streams differ; seed with device.seed(...) "
+                "instead"
             )
         if state.device is not None:
             self.set_own_rng_state(state.device)  # the likelier to be refused, so it comes first
         torch.set_rng_state(state.cpu)
+
+    def stream(self) -> Stream:
+        """A new stream of this device; `with device.stream():` submits to it.
+
+        On a CPU it changes nothing: work there is done when its call returns.
+        """
+        return torch.Stream(self.torch_device)
+
+    def current_stream(self) -> Stream:
+        """The stream that work on this device goes to now, in this thread."""
+        return torch.accelerator.current_stream(self.torch_device)
+
+    def event(self, *, timing: bool = False) -> Event:
+        """A new event, to be recorded in a stream of this device.
+
+        Args:
+            timing: Whether `elapsed_time`, in milliseconds, can be asked between two of them:
+
+                start, end = device.event(timing=True), device.event(timing=True)
+                start.record()
+                ...
+                end.record()
+                end.synchronize()
+                milliseconds = start.elapsed_time(end)
+        """
+        return torch.Event(self.torch_device, enable_timing=timing)
 
     def move(self, batch: Any, *, pin: bool = True) -> Any:
         """Move every tensor in a nested batch to this device.

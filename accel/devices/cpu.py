@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from accel.devices.base import Device, MemoryInfo
+from accel.devices.streams import HostEvent, HostStream
 from accel.errors import DeviceError
 
 
@@ -77,6 +78,18 @@ class CpuDevice(Device):
     def activated(self) -> contextlib.AbstractContextManager[None]:
         """A block that changes nothing."""
         return contextlib.nullcontext()
+
+    def stream(self) -> HostStream:
+        """A stream whose waits do nothing."""
+        return HostStream()
+
+    def current_stream(self) -> HostStream:
+        """A stream whose waits do nothing."""
+        return HostStream()
+
+    def event(self, *, timing: bool = False) -> HostEvent:
+        """An event that notes the time when it is recorded."""
+        return HostEvent(timing)
 
     def own_rng_state(self) -> None:
         """None: a CPU has no generator besides torch's default one."""

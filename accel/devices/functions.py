@@ -7,14 +7,12 @@ every call. These do not: on a CPU they return what `torch.cuda` returned there 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from accel.devices.accelerator import AcceleratorDevice
 from accel.devices.base import Device
 from accel.devices.choice import current_device, find_device
 from accel.devices.choice import set_device as _set_device
+from accel.devices.streams import Stream
 
 _DeviceLike = int | str | torch.device | Device | None
 
@@ -90,23 +88,9 @@ def manual_seed_all(seed: int) -> None:
         type(device)(index).seed_own_generator(seed)
 
 
-def current_stream(device: _DeviceLike = None) -> Any:
-    """The current stream of the device; on a CPU a placeholder, whose waits do nothing."""
-    chosen = _resolve(device)
-    if isinstance(chosen, AcceleratorDevice):
-        return torch.accelerator.current_stream(chosen.torch_device)
-    return HostStream()
-
-
-class HostStream(torch.cpu.Stream):
-    """torch's stream of a CPU, with what an accelerator's has beside its waits."""
-
-    def synchronize(self) -> None:
-        """Nothing to wait for."""
-
-    def query(self) -> bool:
-        """Always true: all work is done."""
-        return True
+def current_stream(device: _DeviceLike = None) -> Stream:
+    """The current stream of the device; on a CPU one whose waits do nothing."""
+    return _resolve(device).current_stream()
 
 
 def _resolve(device: _DeviceLike) -> Device:

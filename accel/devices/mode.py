@@ -59,7 +59,17 @@ class NumericsMode:
         flush_denormal: The CPU replaces denormal numbers by zero, in this thread.
         npu_matmul_hf32: Ascend computes float32 products in HF32.
         npu_conv_hf32: Ascend computes float32 convolutions in HF32 (on by default there).
+        npu_cube_math_type: How Ascend's matrix unit computes float32, over the other switches:
+            unset, keep_dtype, allow_fp32_down_precision, use_fp16, use_hf32, use_fp32_add.
+        npu_precision_mode: `allow_fp32_to_fp16` (the default before the A2 generation) or
+            `must_keep_origin_dtype`.
         npu_jit_compile: Ascend compiles operators at run time instead of taking prebuilt ones.
+        npu_internal_format: Ascend may keep tensors in memory layouts of its own between operators.
+        npu_compatible_impl: torch_npu takes the implementations that follow torch more closely,
+            such as the exact GELU.
+        npu_deterministic_level: Where `deterministic_algorithms` is on: 0 or 1, what torch asks
+            for; 2, also equal results for equal data at different positions; 3, also for any batch
+            size.
         environment: Variables that are set and change numbers, as (name, value); reported and
             compared, but not settable once libraries have read them. None asks for nothing.
     """
@@ -109,7 +119,12 @@ class NumericsMode:
     flush_denormal: bool | None = None
     npu_matmul_hf32: bool | None = None
     npu_conv_hf32: bool | None = None
+    npu_cube_math_type: str | None = None
+    npu_precision_mode: str | None = None
     npu_jit_compile: bool | None = None
+    npu_internal_format: bool | None = None
+    npu_compatible_impl: bool | None = None
+    npu_deterministic_level: int | None = None
     environment: tuple[tuple[str, str], ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 
 import torch
 
+from accel.devices import chips
 from accel.devices.accelerator import AcceleratorDevice
+from accel.errors import DeviceError
+
+_logger = logging.getLogger("accel")
 
 
 class NpuDevice(AcceleratorDevice):
@@ -31,8 +36,30 @@ class NpuDevice(AcceleratorDevice):
         npu = torch.get_device_module("npu")
         return int(npu.device_count()) if npu.is_available() else 0
 
+    @property
+    def chip(self) -> chips.Chip:
+        """What this chip has and how it differs from other Ascend chips.
+
+        Raises:
+            DeviceError: Its name is not in the table (`accel.devices.chips`).
+        """
+        name = self.name
+        try:
+            return chips.chip(name)
+        except ValueError as error:
+            raise DeviceError(
+                f"npu:{self.index} is a chip that this version does not know: {name!r}; a newer "
+                "one may"
+            ) from error
+
     def fp8_compute_dtypes(self) -> frozenset[torch.dtype]:
         """E4M3 and E5M2 on Ascend 950; 910 and 310 have no FP8 arithmetic."""
-        if not self.name.startswith("Ascend950"):
+        try:
+            has_fp8 = self.chip.fp8
+        except DeviceError as error:
+            # Everything else of such a chip is found by trying, so that it stays usable.
+            _logger.warning("%s; its 8-bit floats are taken for storage only", error)
+            has_fp8 = False
+        if not has_fp8:
             return frozenset()
         return frozenset({torch.float8_e4m3fn, torch.float8_e5m2})

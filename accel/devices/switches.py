@@ -6,46 +6,12 @@ touches, a flag before what depends on it. `NumericsMode` (mode.py) says what ea
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from accel.devices import float32
-
-
-@dataclass(frozen=True)
-class Switch:
-    """A getter and a setter; the getter raises, or returns None, where there is no such switch."""
-
-    get: Callable[[], Any]
-    set: Callable[[Any], Any]
-
-
-def _attribute(path: str, name: str) -> Switch:
-    """A switch that is an attribute below `torch`."""
-
-    def holder() -> Any:
-        value: Any = torch
-        for part in path.split("."):
-            value = getattr(value, part)
-        return value
-
-    return Switch(lambda: getattr(holder(), name), lambda value: setattr(holder(), name, value))
-
-
-def _pair(owner: str, getter: str, setter: str) -> Switch:
-    """A switch that is a getter and a setter below `torch`, looked up when used."""
-
-    def function(name: str) -> Callable[..., Any]:
-        value: Any = torch
-        for part in f"{owner}.{name}".split("."):
-            value = getattr(value, part)
-        found: Callable[..., Any] = value
-        return found
-
-    return Switch(lambda: function(getter)(), lambda value: function(setter)(value))
+from accel.devices import ascend, float32
+from accel.devices.switch import Switch, attribute, pair
 
 
 def _fp32(backend: str, operator: str) -> Switch:
@@ -59,17 +25,17 @@ def _reduction(dtype: str, position: int) -> Switch:
     """One half of cuBLAS's pair (reduced precision allowed, split-K allowed)."""
     name = f"_cublas_allow_{dtype}_reduced_precision_reduction"
 
-    def pair() -> list[bool]:
+    def both() -> list[bool]:
         value = getattr(torch._C, f"_get{name}")()
         # Older torch answers with the first alone.
         return list(value) if isinstance(value, tuple) else [value]
 
     def read_half() -> bool | None:
-        values = pair()
+        values = both()
         return values[position] if position < len(values) else None
 
     def set_half(value: bool) -> None:
-        values = pair()
+        values = both()
         values[position] = value
         if position == 0 and value:
             values = [True for _ in values]  # torch refuses reduced precision without split-K
@@ -93,15 +59,6 @@ def _library(function: str) -> Switch:
             raise
 
     return Switch(lambda: prefer().name.lower(), set_library)
-
-
-def _npu_hf32(kind: str) -> Switch:
-    switch = _attribute(f"npu.{kind}", "allow_hf32")
-    return Switch(lambda: bool(switch.get()), switch.set)
-
-
-def _npu() -> Any:
-    return getattr(torch, "npu")  # noqa: B009 - AttributeError without torch_npu
 
 
 def _flush_denormal() -> bool:
@@ -163,8 +120,8 @@ SWITCHES: dict[str, Switch] = {
     "float32_matmul_precision": Switch(
         torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
     ),
-    "cudnn_allow_tf32": _attribute("backends.cudnn", "allow_tf32"),
-    "mkldnn_allow_tf32": _attribute("backends.mkldnn", "allow_tf32"),
+    "cudnn_allow_tf32": attribute("backends.cudnn", "allow_tf32"),
+    "mkldnn_allow_tf32": attribute("backends.mkldnn", "allow_tf32"),
     "cuda_matmul_fp32": _fp32("cuda", "matmul"),
     "cudnn_conv_fp32": _fp32("cuda", "conv"),
     "cudnn_rnn_fp32": _fp32("cuda", "rnn"),
@@ -175,8 +132,8 @@ SWITCHES: dict[str, Switch] = {
     "bf16_split_k": _reduction("bf16", 1),
     "fp16_reduced_precision_reduction": _reduction("fp16", 0),
     "fp16_split_k": _reduction("fp16", 1),
-    "fp16_accumulation": _attribute("backends.cuda.matmul", "allow_fp16_accumulation"),
-    "cpu_fp16_reduced_precision_reduction": _pair(
+    "fp16_accumulation": attribute("backends.cuda.matmul", "allow_fp16_accumulation"),
+    "cpu_fp16_reduced_precision_reduction": pair(
         "_C",
         "_get_cpu_allow_fp16_reduced_precision_reduction",
         "_set_cpu_allow_fp16_reduced_precision_reduction",
@@ -188,26 +145,26 @@ SWITCHES: dict[str, Switch] = {
         lambda: _DEBUG_MODES[torch.get_deterministic_debug_mode()],
         lambda value: torch.set_deterministic_debug_mode(_DEBUG_MODES.index(value)),
     ),
-    "fill_uninitialized_memory": _attribute("utils.deterministic", "fill_uninitialized_memory"),
-    "cudnn_enabled": _attribute("backends.cudnn", "enabled"),
-    "cudnn_benchmark": _attribute("backends.cudnn", "benchmark"),
-    "cudnn_deterministic": _attribute("backends.cudnn", "deterministic"),
-    "cudnn_depthwise_kernel": _attribute("backends.cudnn", "depthwise_kernel"),
-    "miopen_immediate": _attribute("backends.miopen", "immediate"),
-    "mkldnn_enabled": _attribute("backends.mkldnn", "enabled"),
-    "mkldnn_deterministic": _attribute("backends.mkldnn", "deterministic"),
-    "nnpack_enabled": _pair("_C", "_get_nnpack_enabled", "_set_nnpack_enabled"),
-    "quantized_engine": _attribute("backends.quantized", "engine"),
+    "fill_uninitialized_memory": attribute("utils.deterministic", "fill_uninitialized_memory"),
+    "cudnn_enabled": attribute("backends.cudnn", "enabled"),
+    "cudnn_benchmark": attribute("backends.cudnn", "benchmark"),
+    "cudnn_deterministic": attribute("backends.cudnn", "deterministic"),
+    "cudnn_depthwise_kernel": attribute("backends.cudnn", "depthwise_kernel"),
+    "miopen_immediate": attribute("backends.miopen", "immediate"),
+    "mkldnn_enabled": attribute("backends.mkldnn", "enabled"),
+    "mkldnn_deterministic": attribute("backends.mkldnn", "deterministic"),
+    "nnpack_enabled": pair("_C", "_get_nnpack_enabled", "_set_nnpack_enabled"),
+    "quantized_engine": attribute("backends.quantized", "engine"),
     "opt_einsum": Switch(_opt_einsum, _set_opt_einsum),
     "native_dsls_disabled": Switch(_native_disabled, _set_native_disabled),
-    "flash_sdp": _pair("backends.cuda", "flash_sdp_enabled", "enable_flash_sdp"),
-    "mem_efficient_sdp": _pair(
+    "flash_sdp": pair("backends.cuda", "flash_sdp_enabled", "enable_flash_sdp"),
+    "mem_efficient_sdp": pair(
         "backends.cuda", "mem_efficient_sdp_enabled", "enable_mem_efficient_sdp"
     ),
-    "cudnn_sdp": _pair("backends.cuda", "cudnn_sdp_enabled", "enable_cudnn_sdp"),
-    "overrideable_sdp": _pair("_C", "_get_overrideable_sdp_enabled", "_set_sdp_use_overrideable"),
-    "math_sdp": _pair("backends.cuda", "math_sdp_enabled", "enable_math_sdp"),
-    "math_sdp_reduced_precision": _pair(
+    "cudnn_sdp": pair("backends.cuda", "cudnn_sdp_enabled", "enable_cudnn_sdp"),
+    "overrideable_sdp": pair("_C", "_get_overrideable_sdp_enabled", "_set_sdp_use_overrideable"),
+    "math_sdp": pair("backends.cuda", "math_sdp_enabled", "enable_math_sdp"),
+    "math_sdp_reduced_precision": pair(
         "backends.cuda",
         "fp16_bf16_reduction_math_sdp_allowed",
         "allow_fp16_bf16_reduction_math_sdp",
@@ -217,17 +174,12 @@ SWITCHES: dict[str, Switch] = {
         lambda: torch.nn.attention.current_flash_attention_impl() or "default",
         _set_flash_implementation,
     ),
-    "mha_fastpath": _pair("backends.mha", "get_fastpath_enabled", "set_fastpath_enabled"),
+    "mha_fastpath": pair("backends.mha", "get_fastpath_enabled", "set_fastpath_enabled"),
     "num_threads": Switch(torch.get_num_threads, torch.set_num_threads),
     "default_dtype": Switch(
         lambda: str(torch.get_default_dtype()).removeprefix("torch."),
         lambda value: torch.set_default_dtype(getattr(torch, value)),
     ),
     "flush_denormal": Switch(_flush_denormal, torch.set_flush_denormal),
-    "npu_matmul_hf32": _npu_hf32("matmul"),
-    "npu_conv_hf32": _npu_hf32("conv"),
-    "npu_jit_compile": Switch(
-        lambda: not _npu().is_jit_compile_false(),
-        lambda value: _npu().set_compile_mode(jit_compile=value),
-    ),
+    **ascend.SWITCHES,
 }

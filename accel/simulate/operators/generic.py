@@ -18,11 +18,15 @@ from accel.simulate.operators import memory, random
 
 Kernel = Callable[..., Any]
 
-# These take index tensors from the CPU, on every device.
-_CPU_INDICES = frozenset(
+# These take indices or lengths from the CPU, on every device.
+_HOST_OPERANDS = frozenset(
     {"aten::index.Tensor", "aten::index_put_", "aten::index_put", "aten::_index_put_impl_",
-     "aten::_unsafe_index.Tensor", "aten::_unsafe_index_put", "aten::index.Tensor_out"}
+     "aten::_unsafe_index.Tensor", "aten::_unsafe_index_put", "aten::index.Tensor_out",
+     "aten::_pack_padded_sequence", "aten::_pack_padded_sequence_backward",
+     "aten::_pad_packed_sequence"}
 )  # fmt: skip
+# Results that stay on the CPU, by position.
+_HOST_RESULTS = {"aten::_pack_padded_sequence": frozenset({1})}
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class Plan:
         returns: For each result the argument that it is, or None for a new one.
         generator: The name of the generator argument, or None.
         is_random: It draws random numbers.
-        cpu_indices: Operands on the CPU are legal.
+        host_operands: Operands on the CPU are legal.
+        host_results: Positions of results that stay on the CPU.
     """
 
     name: str
@@ -47,7 +52,8 @@ class Plan:
     returns: tuple[str | None, ...]
     generator: str | None
     is_random: bool
-    cpu_indices: bool
+    host_operands: bool
+    host_results: frozenset[int]
 
 
 def plan_of(operator: Any) -> Plan:
@@ -74,7 +80,8 @@ def plan_of(operator: Any) -> Plan:
         returns=tuple(returns),
         generator=generator,
         is_random=torch.Tag.nondeterministic_seeded in operator.tags,
-        cpu_indices=operator.name() in _CPU_INDICES,
+        host_operands=operator.name() in _HOST_OPERANDS,
+        host_results=_HOST_RESULTS.get(operator.name(), frozenset()),
     )
 
 
@@ -119,7 +126,7 @@ class Call:
     def lower_tensor(self, name: str, value: Tensor) -> Tensor:
         """A CPU view of a tensor argument; for an output a new tensor that may be resized."""
         if not memory.is_device(value):
-            if value.dim() == 0 or value.device.type == "meta" or self.plan.cpu_indices:
+            if value.dim() == 0 or value.device.type == "meta" or self.plan.host_operands:
                 return value
             if value.numel() == 0 and value.dim() == 1:
                 return value  # torch's way to say that an optional tensor is not given
@@ -215,8 +222,11 @@ def _results(call: Call, result: Any, args: tuple[Any, ...], kwargs: dict[str, A
         return _one(call, returns[0], result, args, kwargs)
     if not returns:
         return None
-    pairs = zip(returns, result, strict=True)
-    return tuple(_one(call, name, item, args, kwargs) for name, item in pairs)
+    host = call.plan.host_results
+    return tuple(
+        item if place in host else _one(call, name, item, args, kwargs)
+        for place, (name, item) in enumerate(zip(returns, result, strict=True))
+    )
 
 
 def _one(
