@@ -37,6 +37,10 @@ def _move_tensor(tensor: torch.Tensor, device: torch.device, *, pin: bool) -> to
     if tensor.device.type != "cpu":
         # Asynchronous copies to the host would return before the values are there.
         return tensor.to(device, non_blocking=device.type != "cpu")
+    if tensor.layout != torch.strided and device.index:
+        # torch makes the parts of a sparse tensor on the current device, whichever is asked for.
+        with torch.accelerator.device_index(device.index):
+            return tensor.to(device, non_blocking=True)
     pinnable = tensor.layout == torch.strided and tensor.numel() > 0
     if pin and pinnable and _can_pin(device.type) and not tensor.is_pinned():
         tensor = tensor.pin_memory()

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from accel.simulate import library, package
+from accel.simulate import build, library, package
 from accel.simulate.machine import VARIABLE, Machine, current_machine
 
 PACKAGE = "torch_npu"
@@ -68,7 +68,7 @@ def child_environment(machine: Machine) -> dict[str, str]:
     package.check_no_real_ascend()
     overlay = package.find_torch_npu()
     _check_task_queue()
-    library.build.runtime_directory()
+    build.runtime_directory()
     # First, so that Python runs our sitecustomize, which calls the one it hides.
     paths = [str(_STARTUP), *(str(path) for path in (overlay, *_checkout()) if path)]
     inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)

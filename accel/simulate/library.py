@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accel.simulate import build
 from accel.simulate.machine import Machine
@@ -110,7 +111,7 @@ class Runtime:
         """Make `message` the calling thread's last error."""
         self._library.sim_set_error(message.encode())
 
-    def set_operator_handler(self, handler: ctypes._CFuncPtr) -> None:
+    def set_operator_handler(self, handler: Any) -> None:
         """Run operators that torch_npu starts from C++ with `handler`."""
         self._library.sim_set_operator_handler(handler)
 

@@ -6,6 +6,7 @@ import glob
 import importlib.metadata
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,15 +31,18 @@ def torch_version() -> str:
     return version
 
 
-def installation_directory(version: str) -> Path:
-    """Where `install` puts torch-npu: beside, not into, the Python environment.
+def installation_directory() -> Path:
+    """Where `install` puts torch-npu: beside, not into, the environment's packages.
 
-    Installed into the environment it would break a plain `import torch` wherever CANN is missing.
+    Among them it would break a plain `import torch` wherever CANN is missing. In a virtual
+    environment it is `torch-npu/` at its top; otherwise a directory of the user's.
     """
+    if sys.prefix != sys.base_prefix:
+        return Path(sys.prefix) / "torch-npu"
     base = os.environ.get("XDG_DATA_HOME")
     root = Path(base) if base else Path.home() / ".local" / "share"
     tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    return root / "accel" / f"torch-npu-{version}-{tag}"
+    return root / "accel" / f"torch-npu-{tag}"
 
 
 def find_torch_npu() -> Path | None:
@@ -50,7 +54,7 @@ def find_torch_npu() -> Path | None:
     wanted = torch_version()
     directory = None
     if importlib.util.find_spec("torch_npu") is None:
-        directory = installation_directory(wanted)
+        directory = installation_directory()
         if not (directory / "torch_npu").is_dir():
             raise DeviceError(
                 "torch-npu is not installed: `accel simulate --install` puts torch-npu "
@@ -81,10 +85,11 @@ def install() -> Path:
         DeviceError: pip fails.
     """
     version = torch_version()
-    target = installation_directory(version)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target = installation_directory()
+    if target.exists():
+        shutil.rmtree(target)
     command = [
-        *(sys.executable, "-m", "pip", "install", "--no-deps", "--upgrade"),
+        *(sys.executable, "-m", "pip", "install", "--no-deps"),
         *("--disable-pip-version-check", "--target", str(target), f"torch-npu=={version}"),
     ]
     if subprocess.run(command).returncode:
@@ -121,7 +126,7 @@ def _release(version: str) -> list[str]:
 
 def _version(name: str, directory: Path | None = None) -> str | None:
     """The installed version without its build, looked up in `directory` or in the environment."""
-    path = {} if directory is None else {"path": [str(directory)]}
-    for distribution in importlib.metadata.distributions(name=name, **path):  # type: ignore[arg-type]
-        return distribution.version.split("+")[0]
+    path = sys.path if directory is None else [str(directory)]
+    for distribution in importlib.metadata.distributions(name=name, path=path):
+        return str(distribution.version).split("+")[0]
     return None

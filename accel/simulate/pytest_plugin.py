@@ -66,7 +66,8 @@ def pytest_report_header(config: pytest.Config) -> Any:
         return None
     import torch
 
-    return f"simulated Ascend: {torch.npu.device_count()} x {torch.npu.get_device_name(0)}"
+    npu = torch.get_device_module("npu")
+    return f"simulated Ascend: {npu.device_count()} x {npu.get_device_name(0)}"
 
 
 @pytest.fixture

@@ -45,14 +45,14 @@ def scaled_dot_product_attention(
     aten = torch.ops.aten
     if _fused(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa):
         mask = _as_bias(attn_mask, query)
-        out, _ = aten._scaled_dot_product_flash_attention_for_cpu(
+        fused: Tensor = aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, dropout_p, is_causal, attn_mask=mask, scale=scale
-        )
-        return out  # type: ignore[no-any-return]
-    out, _ = aten._scaled_dot_product_attention_math(
+        )[0]
+        return fused
+    out: Tensor = aten._scaled_dot_product_attention_math(
         query, key, value, attn_mask, dropout_p, is_causal, None, scale=scale, enable_gqa=enable_gqa
-    )
-    return out  # type: ignore[no-any-return]
+    )[0]
+    return out
 
 
 def _fused(
@@ -66,21 +66,15 @@ def _fused(
     enable_gqa: bool,
 ) -> bool:
     """Whether torch takes its fused CPU kernel; asked with tensors that take no memory."""
-
-    def stand_in(tensor: Tensor) -> Tensor:
-        empty = torch.empty(1, dtype=tensor.dtype, device="cpu")
-        shown = empty.as_strided(tensor.size(), [0] * tensor.dim())
-        return shown.requires_grad_() if tensor.requires_grad else shown
-
-    if query.numel() == 0 or key.numel() == 0 or enable_gqa:
+    tensors = (query, key, value)
+    if enable_gqa or any(tensor.numel() == 0 or tensor.dim() != 4 for tensor in tensors):
         return False
-    # The last dimension must look contiguous to be accepted.
-    if any(tensor.dim() != 4 or tensor.stride(-1) != 1 for tensor in (query, key, value)):
+    if any(tensor.stride(-1) != 1 for tensor in tensors):
         return False
-    shown = [_with_rows(tensor) for tensor in (query, key, value)]
-    chosen = torch._fused_sdp_choice(
-        *shown,
-        None if mask is None else stand_in(mask),
+    choose: Any = torch._fused_sdp_choice
+    chosen = choose(
+        *map(_with_rows, tensors),
+        None if mask is None else _with_rows(mask),
         dropout_p,
         is_causal,
         scale=scale,
@@ -91,8 +85,9 @@ def _fused(
 
 def _with_rows(tensor: Tensor) -> Tensor:
     """A CPU tensor of these sizes whose rows are contiguous; it has the memory of one row."""
-    row = torch.empty(max(tensor.size(-1), 1), dtype=tensor.dtype, device="cpu")
-    shown = row.as_strided(tensor.size(), [0] * (tensor.dim() - 1) + [1])
+    length = tensor.size(-1) if tensor.dim() else 1
+    row = torch.empty(max(length, 1), dtype=tensor.dtype, device="cpu")
+    shown = row.as_strided(tensor.size(), ([0] * tensor.dim())[:-1] + [1] * (tensor.dim() > 0))
     return shown.requires_grad_() if tensor.requires_grad else shown
 
 

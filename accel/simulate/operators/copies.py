@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from accel.simulate.operators import memory
+from accel.simulate.operators import generic, memory
 
 _FROM_DEVICE = 2  # a direction is 2 if the source is on the device, plus 1 if the target is
 
@@ -15,6 +16,8 @@ _FROM_DEVICE = 2  # a direction is 2 if the source is on the device, plus 1 if t
 def copy_(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     """`aten::copy_` in every direction; a copy to the host waits, as it does here anyway."""
     to_device, from_device = memory.is_device(target), memory.is_device(source)
+    if target.dtype != source.dtype:
+        _check_cast(target.dtype, source.dtype)
     into = memory.host_view(target) if to_device else target
     into.copy_(memory.host_view(source) if from_device else source)
     if to_device != from_device:
@@ -23,6 +26,15 @@ def copy_(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
         if from_device and not non_blocking:
             memory.runtime().note_synchronization()
     return target
+
+
+def _check_cast(*dtypes: torch.dtype) -> None:
+    for dtype in dtypes:
+        if dtype in generic.unsupported_dtypes:
+            raise RuntimeError(
+                f"a cast to or from {dtype} is not supported on the simulated "
+                f"{memory.npu().get_device_name()}: this chip does not compute in it"
+            )
 
 
 def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
@@ -35,10 +47,8 @@ def _copy_from_and_resize(source: Tensor, target: Tensor) -> Tensor:
     return copy_(target, source)
 
 
-def kernels() -> dict[str, Callable[..., Any]]:
-    """The kernels of this module by operator."""
-    return {
-        "aten::copy_": copy_,
-        "aten::_copy_from": _copy_from,
-        "aten::_copy_from_and_resize": _copy_from_and_resize,
-    }
+KERNELS: dict[str, Callable[..., Any]] = {
+    "aten::copy_": copy_,
+    "aten::_copy_from": _copy_from,
+    "aten::_copy_from_and_resize": _copy_from_and_resize,
+}

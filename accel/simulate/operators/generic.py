@@ -18,6 +18,8 @@ from accel.simulate.operators import memory, random
 
 Kernel = Callable[..., Any]
 
+# What the simulated chip does not compute in; set when the operators are registered.
+unsupported_dtypes: set[torch.dtype] = set()
 # These take indices or lengths from the CPU, on every device.
 _HOST_OPERANDS = frozenset(
     {"aten::index.Tensor", "aten::index_put_", "aten::index_put", "aten::_index_put_impl_",
@@ -59,7 +61,9 @@ class Plan:
 def plan_of(operator: Any) -> Plan:
     """Read an operator's schema."""
     schema = operator._schema
-    written, outputs, by_alias = set(), set(), {}
+    written: set[str] = set()
+    outputs: set[str] = set()
+    by_alias: dict[str, str] = {}
     generator = None
     for argument in schema.arguments:
         if argument.alias_info is not None and argument.alias_info.is_write:
@@ -136,6 +140,11 @@ class Call:
             self.fresh.append((value, stand_in))
             return stand_in
         view = memory.host_view(value)
+        if value.dtype in unsupported_dtypes:
+            raise RuntimeError(
+                f"{self.plan.name} does not support {value.dtype} on the simulated "
+                f"{memory.npu().get_device_name()}: this chip does not compute in it"
+            )
         self.originals[view.untyped_storage().data_ptr()] = value
         return view
 
@@ -169,12 +178,10 @@ def _same_view(original: Tensor, view: Tensor) -> Tensor:
 
 def current_device() -> torch.device:
     """The chip that torch's calling thread uses."""
-    return torch.device(memory.TYPE, torch.npu.current_device())
+    return torch.device(memory.TYPE, memory.npu().current_device())
 
 
-def wrong_device(
-    name: str, expected: torch.device | None, found: torch.device
-) -> RuntimeError:
+def wrong_device(name: str, expected: torch.device | None, found: torch.device) -> RuntimeError:
     """The error for an operand that is elsewhere."""
     return RuntimeError(
         "Expected all tensors to be on the same device, but found at least two devices, "
@@ -182,16 +189,23 @@ def wrong_device(
     )
 
 
-def make_kernel(operator: Any, compute: Kernel | None = None) -> Kernel:
+def make_kernel(
+    operator: Any,
+    compute: Kernel | None = None,
+    adapt: Callable[[Plan, Kernel], Kernel] | None = None,
+) -> Kernel:
     """The kernel of an operator for the simulated chip.
 
     Args:
         operator: A `torch._ops.OpOverload`.
         compute: What computes on CPU tensors, with the operator's arguments; by default the
             operator itself.
+        adapt: Changes what computes; see `faithful.adapt`.
     """
     plan = plan_of(operator)
     run = operator if compute is None else compute
+    if adapt is not None:
+        run = adapt(plan, run)
     names = plan.arguments
 
     def kernel(*args: Any, **kwargs: Any) -> Any:

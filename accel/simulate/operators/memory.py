@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from accel.simulate.library import Runtime, current_runtime
 
 TYPE = "npu"
 CPU = torch.device("cpu")
-_construct_storage = torch._C._construct_storage_from_data_pointer  # type: ignore[attr-defined]
+_construct_storage = torch._C._construct_storage_from_data_pointer
 _runtime: Runtime | None = None
 
 
@@ -21,6 +22,11 @@ def runtime() -> Runtime:
     if _runtime is None:
         _runtime = current_runtime()
     return _runtime
+
+
+def npu() -> Any:
+    """`torch.npu`, which torch_npu adds when it is imported."""
+    return torch.get_device_module(TYPE)
 
 
 def is_device(tensor: Tensor) -> bool:
@@ -40,9 +46,7 @@ def host_view(tensor: Tensor) -> Tensor:
     size = storage.nbytes()
     view = torch.empty(0, dtype=tensor.dtype, device=CPU)
     if size == 0:
-        return view.set_(
-            view.untyped_storage(), 0, tensor.size(), tensor.stride()
-        )
+        return view.set_(view.untyped_storage(), 0, tensor.size(), tensor.stride())
     address = runtime().host_address(storage.data_ptr(), size)
     return view.set_(
         _construct_storage(address, CPU, size),
@@ -62,9 +66,7 @@ def extent(tensor: Tensor) -> int:
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A new device tensor with a CPU tensor's elements and strides."""
-    result = torch.empty_strided(
-        tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device
-    )
+    result = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device)
     size = extent(tensor)
     if size:
         address = runtime().host_address(result.data_ptr(), size)

@@ -1,7 +1,7 @@
 """CPU formulas for operators that torch has on accelerators only.
 
-Products with a result of another dtype, the statistics of synchronized batch normalisation, and a few
-that torch's CPU kernels know under another name.
+Products with a result of another dtype, the statistics of synchronized batch normalisation, and a
+few that torch's CPU kernels know under another name.
 """
 
 from __future__ import annotations

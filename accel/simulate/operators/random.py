@@ -1,7 +1,7 @@
 """Random numbers: drawn on the CPU from the state of the device's own generator.
 
-The simulated chip's stream is a function of its generator's seed and offset, as on the chip, but not
-the chip's stream: that cannot be reproduced without it.
+The simulated chip's stream is a function of its generator's seed and offset, as on the chip, but
+not the chip's own stream: that cannot be reproduced without it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from accel.simulate.operators import memory
 
 if TYPE_CHECKING:
     from accel.simulate.operators.generic import Plan
@@ -32,9 +34,9 @@ def draw_seed(generator: Any) -> int:
 
 def default_generator(device: torch.device) -> Any:
     """torch_npu's generator of a device."""
-    index = torch.npu.current_device() if device.index is None else device.index
-    torch.npu.init()
-    return torch.npu.default_generators[index]
+    index = memory.npu().current_device() if device.index is None else device.index
+    memory.npu().init()
+    return memory.npu().default_generators[index]
 
 
 def run(

@@ -1,8 +1,8 @@
 """Which kernel every operator of torch_npu gets on the simulated chip.
 
-Each kernel that torch_npu registers for its device is one of: *ours* (computed on the CPU), *control*
-(allocation, views, metadata, collectives: torch_npu's own code, on the stand-in runtime) or
-*raising* (no implementation: it names itself). `kinds()` lists them, and a test holds the list
+Each kernel that torch_npu registers for its device is one of: *ours* (computed on the CPU),
+*control* (allocation, views, metadata, collectives: torch_npu's own code, on the stand-in runtime)
+or *raising* (no implementation: it names itself). `kinds()` lists them, and a test holds the list
 complete.
 """
 
@@ -18,34 +18,35 @@ from accel.simulate.operators import (
     aclop,
     autograd,
     copies,
+    faithful,
     generic,
     memory,
     missing,
+    poison,
     recurrent,
 )
+from accel.simulate.operators.generic import Kernel, Plan
 
 DEVICE_KEY = "PrivateUse1"
 AUTOGRAD_KEY = "AutogradPrivateUse1"
 NAMESPACES = ("aten", "npu", "fsdp")  # c10d and npu_custom_dist: collectives, torch_npu's own
 
 # What torch_npu does itself, on the runtime's memory, without computing.
-CONTROL = frozenset(
-    """
-    aten::empty.memory_format aten::empty_strided aten::empty_with_swapped_memory
-    aten::_empty_affine_quantized aten::new_empty_strided aten::empty_like
-    aten::as_strided aten::view aten::_reshape_alias aten::alias aten::unfold aten::_unsafe_view
-    aten::view_as_real aten::view_as_complex aten::squeeze aten::squeeze.dim aten::unsqueeze
-    aten::as_strided_ aten::resize_ aten::resize_as_ aten::set_ aten::set_.source_Storage aten::set_.source_Tensor
-    aten::set_.source_Storage_storage_offset aten::is_set_to aten::set_data
-    aten::_local_scalar_dense aten::record_stream aten::is_pinned aten::_pin_memory
-    aten::pin_memory aten::_to_copy
-    npu::get_npu_format npu::get_storage_size npu::npu_change_data_ptr npu::set_op_timeout_ms
-    npu::super_kernel_scope_begin npu::super_kernel_scope_end
-    fsdp::all_gather_copy_in
-    """.split()
-)
+CONTROL = frozenset({
+    "aten::empty.memory_format", "aten::empty_strided", "aten::new_empty_strided",
+    "aten::empty_like", "aten::as_strided", "aten::as_strided_", "aten::view",
+    "aten::_reshape_alias", "aten::unfold", "aten::squeeze", "aten::squeeze.dim",
+    "aten::unsqueeze", "aten::view_as_real", "aten::view_as_complex", "aten::resize_",
+    "aten::resize_as_", "aten::set_", "aten::set_.source_Storage", "aten::set_.source_Tensor",
+    "aten::set_.source_Storage_storage_offset", "aten::is_set_to", "aten::_local_scalar_dense",
+    "aten::record_stream", "aten::is_pinned", "aten::_pin_memory", "aten::_to_copy",
+    "npu::get_npu_format", "npu::get_storage_size", "npu::npu_change_data_ptr",
+    "npu::set_op_timeout_ms", "npu::super_kernel_scope_begin", "npu::super_kernel_scope_end",
+    "fsdp::all_gather_copy_in",
+})  # fmt: skip
+_FP8_PRODUCTS = "aten::_scaled_"
+_NO_REFERENCE = "there is no CPU kernel and no reference in accel_kernels.vendor for it"
 
-Kernel = Callable[..., Any]
 _libraries: dict[str, torch.library.Library] = {}
 _kinds: dict[tuple[str, str], str] = {}
 
@@ -57,23 +58,46 @@ def kinds() -> dict[tuple[str, str], str]:
 
 def register(machine: Machine) -> None:
     """Give every operator that torch_npu registered its kernel on the simulated chip."""
-    try:
-        from accel_kernels.vendor.npu import REFERENCES
-    except ImportError: REFERENCES={}
+    from accel_kernels.vendor.npu import REFERENCES
 
     memory.runtime().set_operator_handler(aclop.HANDLER)
+    if not machine.profile.bfloat16:
+        generic.unsupported_dtypes.add(torch.bfloat16)
     compute: dict[str, Kernel] = {**recurrent.COMPUTE, **missing.COMPUTE}
     compute |= {f"npu::{name}": reference for name, reference in REFERENCES.items()}
-    explicit = copies.kernels()
     registered = _registered(DEVICE_KEY)
-    for name, operator in registered.items():
-        _set(name, DEVICE_KEY, _device_kernel(name, operator, explicit, compute))
-    for name in compute.keys() - registered.keys():
-        if (found := find_operator(name)) is not None:
-            _set(name, DEVICE_KEY, generic.make_kernel(found, compute[name]))
+    # What torch's own derivatives call on an accelerator and torch_npu does without.
+    extra = {name: found for name in compute if (found := find_operator(name)) is not None}
+    for name, operator in (extra | registered).items():
+        _register_for_device(name, operator, compute.get(name), machine)
     for name, operator in _registered(AUTOGRAD_KEY).items():
         if name.startswith("aten::"):
             _set(name, AUTOGRAD_KEY, autograd.make_kernel(operator))
+
+
+def _register_for_device(
+    name: str, operator: Any, compute: Kernel | None, machine: Machine
+) -> None:
+    explicit = copies.KERNELS.get(name)
+    if explicit is not None:
+        _set(name, DEVICE_KEY, explicit)
+    elif name in CONTROL:
+        _kinds[name, DEVICE_KEY] = "control"
+        if machine.poison and name in poison.OPERATORS:
+            kernel = poison.make_kernel(operator, DEVICE_KEY)
+            _library(name).impl(_rest(name), kernel, DEVICE_KEY, with_keyset=True)
+    elif name.startswith(_FP8_PRODUCTS) and not machine.profile.fp8:
+        _refuse(name, f"an {machine.profile.soc_name} does not multiply 8-bit floats")
+    elif compute is None and not _has_cpu(name):
+        _refuse(name, _NO_REFERENCE)
+    else:
+        _set(name, DEVICE_KEY, generic.make_kernel(operator, compute, _adapter(machine)))
+
+
+def _adapter(machine: Machine) -> Callable[[Plan, Kernel], Kernel] | None:
+    if not machine.faithful:
+        return None
+    return lambda plan, run: faithful.adapt(plan, run, machine)
 
 
 def find_operator(name: str) -> Any:
@@ -84,39 +108,31 @@ def find_operator(name: str) -> Any:
     return getattr(found, overload or "default", None) if found is not None else None
 
 
-def _device_kernel(
-    name: str, operator: Any, explicit: dict[str, Kernel], compute: dict[str, Kernel]
-) -> Kernel | None:
-    """The kernel for the device key; None to leave torch_npu's own."""
-    if name in explicit:
-        return explicit[name]
-    if name in CONTROL:
-        return None
-    if name in compute:
-        return generic.make_kernel(operator, compute[name])
-    return generic.make_kernel(operator) if _has_cpu(name) else _refusal(name)
+def _refuse(name: str, reason: str) -> None:
+    """Register a kernel that raises and names the operator."""
 
-
-def _refusal(name: str) -> Kernel:
     def refuse(*_: Any, **__: Any) -> Any:
-        raise NotImplementedError(
-            f"{name} has no implementation on the simulated Ascend: the real torch_npu has this "
-            "operator, but there is no CPU kernel and no reference in accel_kernels.vendor for it"
-        )
+        raise NotImplementedError(f"{name} is not available on the simulated Ascend: {reason}")
 
-    refuse.__name__ = f"no {name}"
-    return refuse
+    _set(name, DEVICE_KEY, refuse)
+    _kinds[name, DEVICE_KEY] = "raising"
 
 
-def _set(name: str, key: str, kernel: Kernel | None) -> None:
-    if kernel is None:
-        _kinds[name, key] = "control"
-        return
-    _kinds[name, key] = "raising" if kernel.__name__ == f"no {name}" else "ours"
-    namespace, _, rest = name.partition("::")
+def _set(name: str, key: str, kernel: Kernel) -> None:
+    _kinds[name, key] = "ours"
+    _library(name).impl(_rest(name), kernel, key)
+
+
+def _library(name: str) -> torch.library.Library:
+    """The registrations of this module in an operator's namespace; they last while it is kept."""
+    namespace = name.split("::")[0]
     if namespace not in _libraries:
         _libraries[namespace] = torch.library.Library(namespace, "IMPL")
-    _libraries[namespace].impl(rest, kernel, key)
+    return _libraries[namespace]
+
+
+def _rest(name: str) -> str:
+    return name.split("::")[1]
 
 
 def _registered(key: str) -> dict[str, Any]:

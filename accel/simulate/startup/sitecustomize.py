@@ -1,7 +1,7 @@
 """Runs at the start of every Python process below `accel simulate`: makes the Ascend appear.
 
-Python imports the first `sitecustomize` on its path, which is this one; the environment's own, which
-it hides, is run afterwards.
+Python imports the first `sitecustomize` on its path, which is this one; the environment's own,
+which it hides, is run afterwards.
 """
 
 import importlib.machinery

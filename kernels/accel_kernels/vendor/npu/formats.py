@@ -1,0 +1,153 @@
+"""Casts of dtype and of memory format.
+
+A plain tensor has no memory format of its own, so a cast of format copies the values; which format
+the operator was asked for is checked and not kept.
+
+Source: op-plugin's pages of `npu_format_cast`, `npu_format_cast_` and `npu_dtype_cast`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from accel_kernels.vendor.npu.dtypes import dtype_of
+from accel_kernels.vendor.npu.values import refuse, require_choice
+
+FORMATS = {
+    "NCHW": 0, "NHWC": 1, "ND": 2, "NC1HWC0": 3, "FRACTAL_Z": 4, "HWCN": 16, "NDHWC": 27,
+    "FRACTAL_NZ": 29, "NCDHW": 30, "NDC1HWC0": 32, "FRACTAL_Z_3D": 33, "NC": 35, "NCL": 47,
+}  # fmt: skip
+
+
+def _check_format(
+    operator: str, acl_format: int, customize_dtype: int | None, input_dtype: int | None
+) -> None:
+    require_choice(operator, "acl_format", acl_format, FORMATS.values())
+    # 3, int32, only narrows a block of FRACTAL_NZ.
+    if customize_dtype not in (None, 3):
+        refuse(operator, "customize_dtype", customize_dtype, "its packing is not documented")
+    if input_dtype is not None:
+        refuse(operator, "input_dtype", input_dtype, "no document defines it")
+
+
+def npu_format_cast(
+    input: Tensor,  # noqa: A002 - the schema's name
+    acl_format: int,
+    *,
+    customize_dtype: int | None = None,
+    input_dtype: int | None = None,
+) -> Tensor:
+    """A copy of `input`; `acl_format` must be one that the operator knows."""
+    _check_format("npu_format_cast", acl_format, customize_dtype, input_dtype)
+    return input.clone()
+
+
+def npu_format_cast_tensor(
+    input: Tensor,  # noqa: A002 - the schema's name
+    dst: Tensor,
+    *,
+    customize_dtype: int | None = None,
+    input_dtype: int | None = None,
+) -> Tensor:
+    """A copy of `input`, in the format of `dst`."""
+    _check_format("npu_format_cast", FORMATS["ND"], customize_dtype, input_dtype)
+    return input.clone()
+
+
+def npu_format_cast_in_place(
+    input: Tensor,  # noqa: A002 - the schema's name
+    src: Tensor,
+    *,
+    customize_dtype: int | None = None,
+    input_dtype: int | None = None,
+) -> Tensor:
+    """`input` itself, in the format of `src`."""
+    _check_format("npu_format_cast_", FORMATS["ND"], customize_dtype, input_dtype)
+    return input
+
+
+def npu_format_cast_in_place_to(
+    input: Tensor,  # noqa: A002 - the schema's name
+    acl_format: int,
+    *,
+    customize_dtype: int | None = None,
+    input_dtype: int | None = None,
+) -> Tensor:
+    """`input` itself; `acl_format` must be one that the operator knows."""
+    _check_format("npu_format_cast_", acl_format, customize_dtype, input_dtype)
+    return input
+
+
+def private_npu_format_cast(
+    input: Tensor,  # noqa: A002 - the schema's name
+    acl_format: int,
+) -> Tensor:
+    """What autograd calls for `npu_format_cast`."""
+    return npu_format_cast(input, acl_format)
+
+
+def private_npu_format_cast_aclnn(
+    input: Tensor,  # noqa: A002 - the schema's name
+    acl_format: int,
+    customize_dtype: int,
+) -> Tensor:
+    """What autograd calls for `npu_format_cast` with `customize_dtype`."""
+    return npu_format_cast(input, acl_format, customize_dtype=customize_dtype)
+
+
+def private_npu_format_cast_input_dtype(
+    input: Tensor,  # noqa: A002 - the schema's name
+    acl_format: int,
+    customize_dtype: int,
+    input_dtype: int,
+) -> Tensor:
+    """What autograd calls for `npu_format_cast` with `input_dtype`."""
+    return npu_format_cast(
+        input, acl_format, customize_dtype=customize_dtype, input_dtype=input_dtype
+    )
+
+
+def npu_dtype_cast(
+    input: Tensor,  # noqa: A002 - the schema's name
+    dtype: int | torch.dtype,
+    input_dtype: int | torch.dtype | None = None,
+) -> Tensor:
+    """`input` in another dtype, always a new tensor.
+
+    Args:
+        input: Any tensor.
+        dtype: torch's or torch_npu's number of the dtype.
+        input_dtype: If given, the number of the dtype that `input` has.
+
+    Raises:
+        NotImplementedError: For formats of 4 bits and HiFloat8, which torch on a CPU lacks.
+        ValueError: If `input_dtype` is not the dtype of `input`.
+    """
+    name = "npu_dtype_cast"
+    if input_dtype is not None and dtype_of(name, "input_dtype", input_dtype) != input.dtype:
+        raise ValueError(f"{name}: input_dtype={input_dtype}, but input is {input.dtype}")
+    return input.to(dtype_of(name, "dtype", dtype), copy=True)
+
+
+def npu_dtype_cast_backward(
+    grad: Tensor,
+    dtype: int | torch.dtype,
+    grad_dtype: int | torch.dtype | None = None,
+    input_dtype: int | torch.dtype | None = None,
+) -> Tensor:
+    """The gradient in the dtype that the forward's input had (`input_dtype`, else `dtype`)."""
+    return npu_dtype_cast(grad, dtype if input_dtype is None else input_dtype, grad_dtype)
+
+
+def private_npu_dtype_cast(
+    input: Tensor,  # noqa: A002 - the schema's name
+    dtype: int | torch.dtype,
+) -> Tensor:
+    """The form that torch_npu itself calls."""
+    return npu_dtype_cast(input, dtype)
+
+
+def private_npu_dtype_cast_backward(grad: Tensor, dtype: int | torch.dtype) -> Tensor:
+    """The gradient of that form."""
+    return npu_dtype_cast(grad, dtype)
