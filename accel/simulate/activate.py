@@ -13,12 +13,14 @@ operators are registered after it. Nothing else of torch or torch_npu is replace
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.abc
 import importlib.machinery
+import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -26,6 +28,7 @@ from accel.simulate import build, library, package
 from accel.simulate.machine import VARIABLE, Machine, current_machine
 
 PACKAGE = "torch_npu"
+_REMARK = "ASCEND_HOME_PATH environment variable is not set"
 _STARTUP = Path(__file__).parent / "startup"
 
 
@@ -106,6 +109,18 @@ def _checkout() -> Sequence[Path]:
     return [home for home in homes if home.name not in ("site-packages", "dist-packages")]
 
 
+def _without_remark(run: Callable[[], None]) -> None:
+    """Run, and leave out torch_npu's remark that CANN is not set up: here that is the purpose."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            run()
+    finally:
+        for line in printed.getvalue().splitlines(keepends=True):
+            if _REMARK not in line:
+                sys.stdout.write(line)
+
+
 class _Finder(importlib.abc.MetaPathFinder):
     """Finds torch_npu where it is and wraps its loader."""
 
@@ -138,7 +153,7 @@ class _Loader(importlib.abc.Loader):
         _check_task_queue()
         os.environ["TASK_QUEUE_ENABLE"] = "0"
         library.load(machine)
-        self._real.exec_module(module)
+        _without_remark(lambda: self._real.exec_module(module))
         from accel.simulate.operators import registration
 
         registration.register(machine)

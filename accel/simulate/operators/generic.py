@@ -136,7 +136,9 @@ class Call:
                 return value  # torch's way to say that an optional tensor is not given
             raise wrong_device(self.plan.name, self.device, value.device)
         if name in self.plan.outputs:
-            stand_in = torch.empty(0, dtype=value.dtype, device=memory.CPU)
+            stand_in = torch.empty_strided(
+                value.size(), value.stride(), dtype=value.dtype, device=memory.CPU
+            )
             self.fresh.append((value, stand_in))
             return stand_in
         view = memory.host_view(value)
@@ -167,13 +169,15 @@ class Call:
 def _same_view(original: Tensor, view: Tensor) -> Tensor:
     """The part of `original` that a view of its memory shows."""
     geometry = (view.size(), view.stride(), view.storage_offset())
-    if view.dtype == original.dtype and geometry == (
+    lazy = (view.is_conj(), view.is_neg())
+    if view.dtype == original.dtype and (*geometry, *lazy) == (
         original.size(), original.stride(), original.storage_offset(),
+        original.is_conj(), original.is_neg(),
     ):  # fmt: skip
         return original
     if view.dtype != original.dtype:
-        return original.view(view.dtype).as_strided(*geometry)
-    return original.as_strided(*geometry)
+        original = original.view(view.dtype)
+    return memory.mark_lazy(original.as_strided(*geometry), view)
 
 
 def current_device() -> torch.device:

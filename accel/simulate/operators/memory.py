@@ -46,14 +46,25 @@ def host_view(tensor: Tensor) -> Tensor:
     size = storage.nbytes()
     view = torch.empty(0, dtype=tensor.dtype, device=CPU)
     if size == 0:
-        return view.set_(view.untyped_storage(), 0, tensor.size(), tensor.stride())
+        view.set_(view.untyped_storage(), 0, tensor.size(), tensor.stride())
+        return mark_lazy(view, tensor)
     address = runtime().host_address(storage.data_ptr(), size)
-    return view.set_(
+    view.set_(
         _construct_storage(address, CPU, size),
         tensor.storage_offset(),
         tensor.size(),
         tensor.stride(),
     )
+    return mark_lazy(view, tensor)
+
+
+def mark_lazy(tensor: Tensor, like: Tensor) -> Tensor:
+    """Give a tensor the conjugate and negative bits of another: torch applies them when it reads."""
+    if like.is_conj() != tensor.is_conj():
+        torch._C._set_conj(tensor, like.is_conj())
+    if like.is_neg() != tensor.is_neg():
+        torch._C._set_neg(tensor, like.is_neg())
+    return tensor
 
 
 def extent(tensor: Tensor) -> int:
@@ -71,7 +82,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if size:
         address = runtime().host_address(result.data_ptr(), size)
         ctypes.memmove(address, tensor.data_ptr(), size)
-    return result
+    return mark_lazy(result, tensor)
 
 
 def refill(target: Tensor, value: Tensor) -> None:

@@ -2,7 +2,8 @@
 
 `REFERENCES` maps a name, with its overload unless that is the default, to a function of plain torch
 with the parameters, in name, order and default, of the operator's schema in torch_npu 2.13, and its
-results. Inputs of float64 are computed in float64; float16 and bfloat16 in float32, rounded once.
+results. Inputs of float64 are computed in float64; float16 and bfloat16 in float32, rounded once;
+autocast changes nothing.
 
 What no document of the vendor states is refused with an error that names the argument.
 """
@@ -26,8 +27,9 @@ from accel_kernels.vendor.npu import (
     rotary,
     softmax,
 )
+from accel_kernels.vendor.npu.values import outside_autocast
 
-REFERENCES: dict[str, Callable[..., Any]] = {
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "npu_fusion_attention": attention.npu_fusion_attention,
     "npu_fusion_attention_grad": attention.npu_fusion_attention_grad,
     "npu_fusion_attention_v2": attention.npu_fusion_attention_v2,
@@ -91,5 +93,9 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "npu_confusion_transpose_backward": arrangement.npu_confusion_transpose_backward,
     "npu_apply_adam_w": optimizer.npu_apply_adam_w,
     "npu_apply_adam_w.out": optimizer.npu_apply_adam_w_out,
+}
+
+REFERENCES: dict[str, Callable[..., Any]] = {
+    name: outside_autocast(function) for name, function in _FUNCTIONS.items()
 }
 """Every operator that has a reference."""

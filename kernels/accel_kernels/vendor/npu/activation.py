@@ -125,8 +125,11 @@ def npu_fast_gelu_backward(
     require_floats("npu_fast_gelu_backward", grad=grad, input=input)
     wide = wide_dtype(input)
     x = input.to(wide)
-    gate = torch.sigmoid(FAST_GELU * x)
-    return (grad.to(wide) * gate * (1 + FAST_GELU * x * (1 - gate))).to(input.dtype)
+    # Far out the slope is 0 or 1, and 1.702 x would overflow.
+    near = x.clamp(-100.0, 100.0)
+    gate = torch.sigmoid(FAST_GELU * near)
+    slope = gate * (1 + FAST_GELU * near * (1 - gate))
+    return (grad.to(wide) * slope).to(input.dtype)
 
 
 def npu_silu(

@@ -74,7 +74,7 @@ def _run(
     shapes = shapes_of(call, query, key, value)
     if call.keep_prob < 1.0 and seed == 0:
         seed = int(torch.randint(1, 2**62, ()))
-    out, maximum, total = fusion_core.forward(call, shapes, query, key, value, seed, offset)
+    out, maximum, total = fusion_core.forward(call, shapes, (query, key, value), seed, offset)
     return out, maximum, total, query.new_empty(0), seed, offset, shapes.numels
 
 
@@ -100,7 +100,9 @@ def _run_gradient(
     require_shape(call.operator, "softmax_sum", total, stats_shape)
     if call.keep_prob < 1.0 and seed == 0:
         raise ValueError(f"{call.operator}: seed=0; give the seed that the forward returned")
-    return fusion_core.backward(call, shapes, tensors, (maximum, total, out), seed, offset)
+    return fusion_core.backward(
+        call, shapes, (query, key, value), dy, (maximum, total, out), seed, offset
+    )
 
 
 def npu_fusion_attention(

@@ -21,6 +21,7 @@ _CANN = {
     35: torch.float8_e5m2, 36: torch.float8_e4m3fn,
 }  # fmt: skip
 _QUANTIZED = {12: torch.int8, 13: torch.uint8, 14: torch.int32}
+_QUANTIZED_DTYPES = {torch.qint8: torch.int8, torch.quint8: torch.uint8, torch.qint32: torch.int32}
 QUINT4X2 = 16
 INT4 = CUSTOM + 29
 
@@ -39,10 +40,9 @@ def target_of(operator: str, name: str, number: int | torch.dtype) -> Target:
         NotImplementedError: If torch on a CPU has no such dtype.
     """
     if isinstance(number, torch.dtype):
-        quantized = {torch.qint8: torch.int8, torch.quint8: torch.uint8, torch.qint32: torch.int32}
         if number == torch.quint4x2:
             return Target(torch.int32, True)
-        return Target(quantized.get(number, number), False)
+        return Target(_QUANTIZED_DTYPES.get(number, number), False)
     if number in (QUINT4X2, INT4):
         return Target(torch.int32, True)
     found = _CANN.get(number - CUSTOM) if number >= CUSTOM else _TORCH.get(number)
@@ -55,8 +55,8 @@ def target_of(operator: str, name: str, number: int | torch.dtype) -> Target:
 def dtype_of(operator: str, name: str, number: int | torch.dtype) -> torch.dtype:
     """Like `target_of`, for results that cannot be packed."""
     target = target_of(operator, name, number)
-    if target.packed:
-        raise NotImplementedError(f"{operator}: {name}={number} is packed; not available here")
+    if target.packed or number in (*_QUANTIZED, *_QUANTIZED_DTYPES):
+        raise NotImplementedError(f"{operator}: {name}={number} is quantized; not available here")
     return target.dtype
 
 

@@ -38,22 +38,34 @@ class FusionCall:
     pse_type: int = 1
 
 
+Span = tuple[int, int]
+"""First token of a sequence (0 unless packed) and its length."""
+
+
 @dataclass(frozen=True)
 class Shapes:
-    """Sizes of one call: per sequence the first token and the length, for queries and keys."""
+    """Sizes of one call."""
 
     heads: int
     kv_heads: int
-    query_starts: list[int]
-    query_lengths: list[int]
-    key_starts: list[int]
-    key_lengths: list[int]
+    query_spans: list[Span]
+    key_spans: list[Span]
     numels: int
 
     @property
     def batch(self) -> int:
         """How many sequences."""
-        return len(self.query_lengths)
+        return len(self.query_spans)
+
+    @property
+    def query_lengths(self) -> list[int]:
+        """Lengths of the sequences of queries."""
+        return [length for _, length in self.query_spans]
+
+    @property
+    def key_lengths(self) -> list[int]:
+        """Lengths of the sequences of keys."""
+        return [length for _, length in self.key_spans]
 
 
 def check_arguments(call: FusionCall, query: Tensor, key: Tensor, value: Tensor) -> None:
@@ -133,10 +145,7 @@ def shapes_of(call: FusionCall, query: Tensor, key: Tensor, value: Tensor) -> Sh
             f"give one batch size and lengths of at least 1"
         )
     numels = batch * heads * length * length_key
-    q_starts, k_starts = [0] * batch, [0] * batch
-    return Shapes(
-        heads, kv_heads, q_starts, [length] * batch, k_starts, [length_key] * batch, numels
-    )
+    return Shapes(heads, kv_heads, [(0, length)] * batch, [(0, length_key)] * batch, numels)
 
 
 def _heads(call: FusionCall, query: Tensor, key: Tensor) -> tuple[int, int]:
@@ -191,10 +200,11 @@ def _varlen_shapes(call: FusionCall, query: Tensor, key: Tensor, kv_heads: int) 
             )
     if any(q and not k for q, k in zip(lengths_q, lengths_k, strict=True)):
         raise ValueError(f"{call.operator}: a sequence has queries and no keys")
-    q_starts = [0, *accumulate(lengths_q)][:used] + [0] * idle
-    k_starts = [0, *accumulate(lengths_k)][:used] + [0] * idle
-    lengths_q, lengths_k = lengths_q + [0] * idle, lengths_k + [0] * idle
-    return Shapes(call.head_num, kv_heads, q_starts, lengths_q, k_starts, lengths_k, numels)
+    q_spans, k_spans = (
+        [*zip([0, *accumulate(lengths)], lengths, strict=False), *[(0, 0)] * idle]
+        for lengths in (lengths_q, lengths_k)
+    )
+    return Shapes(call.head_num, kv_heads, q_spans, k_spans, numels)
 
 
 def _lengths(call: FusionCall, name: str, ends: list[int]) -> list[int]:
@@ -204,37 +214,31 @@ def _lengths(call: FusionCall, name: str, ends: list[int]) -> list[int]:
     return lengths
 
 
-def sequences(
-    layout: str, tensor: Tensor, heads: int, starts: list[int], lengths: list[int]
-) -> list[Tensor]:
-    """Views `[N, S, D]` of `tensor`, one per sequence: writing to them writes to it."""
+def sequence(layout: str, tensor: Tensor, heads: int, span: Span, index: int) -> Tensor:
+    """A view `[N, S, D]` of one sequence: writing to it writes to `tensor`."""
     if layout == "TND":
-        spans = zip(starts, lengths, strict=True)
-        return [tensor[start : start + length].transpose(0, 1) for start, length in spans]
+        return tensor[span[0] : sum(span)].transpose(0, 1)
     if layout == "BNSD":
-        return list(tensor.unbind(0))
+        return tensor[index]
     if layout == "BSND":
-        return [item.transpose(0, 1) for item in tensor.unbind(0)]
-    batched = tensor.unbind(0) if layout == "BSH" else tensor.unbind(1)
-    return [item.unflatten(-1, (heads, -1)).transpose(0, 1) for item in batched]
+        return tensor[index].transpose(0, 1)
+    item = tensor.select(0 if layout == "BSH" else 1, index)
+    return item.unflatten(-1, (heads, -1)).transpose(0, 1)
 
 
-def statistics(call: FusionCall, tensor: Tensor, shapes: Shapes) -> list[Tensor]:
-    """Views `[N, S, 8]` of `softmax_max` or `softmax_sum`, one per sequence.
+def statistic(call: FusionCall, tensor: Tensor, span: Span, index: int) -> Tensor:
+    """A view `[N, S, 8]` of one sequence in `softmax_max` or `softmax_sum`.
 
     Under TND the shape is `[T, N, 8]` whatever the order. With `softmax_layout="TND"` the order is
     that of the shape; by default each sequence lies as `[N, S, 8]`, one after the other ("NTD").
     """
     if call.layout != "TND":
-        return list(tensor.unbind(0))
-    spans = list(zip(shapes.query_starts, shapes.query_lengths, strict=True))
+        return tensor[index]
     if call.softmax_layout == "TND":
-        return [tensor[start : start + length].transpose(0, 1) for start, length in spans]
-    rows, heads = tensor.view(-1, STATISTICS), shapes.heads
-    return [
-        rows[start * heads : (start + length) * heads].view(heads, length, STATISTICS)
-        for start, length in spans
-    ]
+        return tensor[span[0] : sum(span)].transpose(0, 1)
+    heads = call.head_num
+    rows = tensor.view(-1, STATISTICS)[span[0] * heads : sum(span) * heads]
+    return rows.view(heads, span[1], STATISTICS)
 
 
 def statistics_shape(call: FusionCall, shapes: Shapes, query: Tensor) -> tuple[int, ...]:

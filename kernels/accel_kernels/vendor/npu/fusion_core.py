@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 from accel_kernels.vendor.npu.fusion_call import (
     FusionCall,
     Shapes,
-    sequences,
-    statistics,
+    sequence,
+    statistic,
     statistics_shape,
 )
 from accel_kernels.vendor.npu.fusion_masks import visible
@@ -80,62 +81,70 @@ def _grouped(tensor: Tensor, heads: int) -> Tensor:
     return tensor.repeat_interleave(heads // tensor.shape[0], dim=0)
 
 
+class Part(NamedTuple):
+    """One sequence of a call: `[N, S, D]` in the wide dtype, and what is kept of its scores."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    bias: Tensor | None
+    keep: Tensor | None
+    kept: Tensor | None
+
+
+def _parts(
+    call: FusionCall, shapes: Shapes, tensors: tuple[Tensor, Tensor, Tensor], seed: int, offset: int
+) -> Iterator[tuple[int, Part]]:
+    """The sequences that have queries, with their index."""
+    query, key, value = tensors
+    wide = wide_dtype(query)
+    keeps, kept = visible(call, shapes), draw_kept(call, shapes, seed, offset, query.device)
+    for index, (q_span, k_span) in enumerate(
+        zip(shapes.query_spans, shapes.key_spans, strict=True)
+    ):
+        if not q_span[1]:
+            continue
+        bias = position_bias(call, shapes, index)
+        yield (
+            index,
+            Part(
+                sequence(call.layout, query, shapes.heads, q_span, index).to(wide),
+                sequence(call.layout, key, shapes.kv_heads, k_span, index).to(wide),
+                sequence(call.layout, value, shapes.kv_heads, k_span, index).to(wide),
+                None if bias is None else bias.to(wide),
+                keeps[index],
+                kept[index],
+            ),
+        )
+
+
 def forward(
-    call: FusionCall,
-    shapes: Shapes,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    seed: int,
-    offset: int,
+    call: FusionCall, shapes: Shapes, tensors: tuple[Tensor, Tensor, Tensor], seed: int, offset: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`attention_out`, `softmax_max` and `softmax_sum`, in the layouts of the operator."""
+    query, _, value = tensors
     wide = wide_dtype(query)
-    out_shape = list(query.shape)
-    value_depth = value.shape[-1]
-    hidden = call.layout in ("BSH", "SBH")
-    out_shape[-1] = value_depth // shapes.kv_heads * shapes.heads if hidden else value_depth
-    out = query.new_zeros(out_shape)
+    width = value.shape[-1]
+    if call.layout in ("BSH", "SBH"):
+        width = width // shapes.kv_heads * shapes.heads
+    out = torch.zeros((*query.shape[:-1], width), dtype=query.dtype, device=query.device)
     stats_shape = statistics_shape(call, shapes, query)
     maximum = torch.full(stats_shape, LOWEST, dtype=wide, device=query.device)
     total = torch.zeros(stats_shape, dtype=wide, device=query.device)
-    q_spans, k_spans = (
-        (shapes.query_starts, shapes.query_lengths),
-        (shapes.key_starts, shapes.key_lengths),
-    )
-    queries = sequences(call.layout, query, shapes.heads, *q_spans)
-    outs = sequences(call.layout, out, shapes.heads, *q_spans)
-    keys = sequences(call.layout, key, shapes.kv_heads, *k_spans)
-    values = sequences(call.layout, value, shapes.kv_heads, *k_spans)
-    maxima, totals = statistics(call, maximum, shapes), statistics(call, total, shapes)
-    keeps, kept = visible(call, shapes), draw_kept(call, shapes, seed, offset, query.device)
-    for index in range(shapes.batch):
-        if not shapes.query_lengths[index]:
-            continue
-        bias = position_bias(call, shapes, index)
-        result, row_max, row_sum = _forward_one(
-            call, queries[index].to(wide), keys[index].to(wide), values[index].to(wide),
-            None if bias is None else bias.to(wide), keeps[index], kept[index],
-        )  # fmt: skip
-        outs[index].copy_(result)
-        maxima[index].copy_(row_max)
-        totals[index].copy_(row_sum)
+    for index, part in _parts(call, shapes, tensors, seed, offset):
+        result, row_max, row_sum = _forward_one(call, part)
+        span = shapes.query_spans[index]
+        sequence(call.layout, out, shapes.heads, span, index).copy_(result)
+        statistic(call, maximum, span, index).copy_(row_max)
+        statistic(call, total, span, index).copy_(row_sum)
     return out, maximum, total
 
 
-def _forward_one(
-    call: FusionCall,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Tensor | None,
-    keep: Tensor | None,
-    kept: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _forward_one(call: FusionCall, part: Part) -> tuple[Tensor, Tensor, Tensor]:
     heads = call.head_num
-    scores = scores_of(call, query, _grouped(key, heads), bias)
-    if keep is not None:
-        scores = scores.masked_fill(~keep, -torch.inf)
+    scores = scores_of(call, part.query, _grouped(part.key, heads), part.bias)
+    if part.keep is not None:
+        scores = scores.masked_fill(~part.keep, -torch.inf)
     row_max = scores.amax(-1, keepdim=True)
     sink = None if call.sink is None else call.sink.to(scores.dtype).view(-1, 1, 1)
     if sink is not None:
@@ -145,90 +154,60 @@ def _forward_one(
     row_sum = weights.sum(-1, keepdim=True)
     if sink is not None:
         row_sum = row_sum + torch.exp(sink - row_max)
-    probabilities = (weights / row_sum).masked_fill(row_sum == 0, 0.0)
-    if kept is not None:
-        probabilities = probabilities * kept / call.keep_prob
-    return probabilities @ _grouped(value, heads), row_max, row_sum
+    # Where nothing is seen all weights are 0; a divisor of 1 keeps them so, gradients too.
+    probabilities = weights / row_sum.masked_fill(row_sum == 0, 1.0)
+    if part.kept is not None:
+        probabilities = probabilities * part.kept / call.keep_prob
+    return probabilities @ _grouped(part.value, heads), row_max, row_sum
 
 
 def backward(
     call: FusionCall,
     shapes: Shapes,
-    tensors: tuple[Tensor, Tensor, Tensor, Tensor],
+    tensors: tuple[Tensor, Tensor, Tensor],
+    dy: Tensor,
     saved: tuple[Tensor, Tensor, Tensor],
     seed: int,
     offset: int,
 ) -> Gradients:
-    """The gradients, from `(query, key, value, dy)` and the saved `(max, sum, attention_out)`.
+    """The gradients, from `(query, key, value)`, `dy` and the saved `(max, sum, attention_out)`.
 
     The saved three are used as given and not recomputed: a ring of devices hands in those of the
     whole row together with one part of the keys.
     """
-    query, key, value, dy = tensors
-    wide = wide_dtype(query)
-    layout, heads = call.layout, shapes.heads
-    q_spans, k_spans = (
-        (shapes.query_starts, shapes.query_lengths),
-        (shapes.key_starts, shapes.key_lengths),
-    )
-    grads = [
-        torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (query, key, value)
-    ]
-    sized = [
-        (query, heads, q_spans),
-        (key, shapes.kv_heads, k_spans),
-        (value, shapes.kv_heads, k_spans),
-    ]
-    sources = [sequences(layout, t, count, *spans) for t, count, spans in sized]
-    targets = [
-        sequences(layout, grad, count, *spans)
-        for grad, (_, count, spans) in zip(grads, sized, strict=True)
-    ]
-    dys = sequences(layout, dy, heads, *q_spans)
-    outs = sequences(layout, saved[2], heads, *q_spans)
-    maxima, totals = (statistics(call, t.contiguous(), shapes) for t in saved[:2])
-    keeps, kept = visible(call, shapes), draw_kept(call, shapes, seed, offset, query.device)
+    layout, wide = call.layout, wide_dtype(dy)
+    maximum, total = (stat.contiguous() for stat in saved[:2])
+    grads = [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in tensors]
     grad_pse = None if call.pse is None else torch.zeros_like(call.pse, dtype=wide)
     grad_sink = None if call.sink is None else torch.zeros_like(call.sink, dtype=wide)
-    for index in range(shapes.batch):
-        if not shapes.query_lengths[index]:
-            continue
-        bias = position_bias(call, shapes, index)
-        inputs = [source[index].to(wide) for source in sources]
-        given = [dys[index].to(wide), outs[index].to(wide)]
-        stats = [maxima[index][..., :1].to(wide), totals[index][..., :1].to(wide)]
-        wide_bias = None if bias is None else bias.to(wide)
-        *parts, d_scores, d_sink = _backward_one(
-            call, inputs, given, stats, wide_bias, keeps[index], kept[index]
-        )
-        for target, part in zip(targets, parts, strict=True):
-            target[index].copy_(part)
+    for index, part in _parts(call, shapes, tensors, seed, offset):
+        q_span, k_span = shapes.query_spans[index], shapes.key_spans[index]
+        given = [sequence(layout, t, shapes.heads, q_span, index).to(wide) for t in (dy, saved[2])]
+        stats = [statistic(call, t, q_span, index)[..., :1].to(wide) for t in (maximum, total)]
+        *parts, d_scores, d_sink = _backward_one(call, part, given, stats)
+        places = [(shapes.heads, q_span), (shapes.kv_heads, k_span), (shapes.kv_heads, k_span)]
+        for grad, new, (heads, span) in zip(grads, parts, places, strict=True):
+            sequence(layout, grad, heads, span, index).copy_(new)
         if grad_pse is not None:
             row = grad_pse[index if grad_pse.shape[0] > 1 else 0]
             scale = call.scale if call.pse_type == 1 else 1.0
             row += (d_scores * scale).sum_to_size(row.shape)
         if grad_sink is not None:
             grad_sink += d_sink
-    empty = query.new_empty(0)
-    pse = empty if grad_pse is None or call.pse is None else grad_pse.to(call.pse.dtype)
-    sink = (
-        empty.to(torch.float32)
-        if grad_sink is None or call.sink is None
-        else grad_sink.to(call.sink.dtype)
+    return Gradients(
+        *grads, _like(grad_pse, call.pse, dy.dtype), _like(grad_sink, call.sink, torch.float32)
     )
-    return Gradients(grads[0], grads[1], grads[2], pse, sink)
+
+
+def _like(grad: Tensor | None, source: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """`grad` in the dtype of what it belongs to, or an empty tensor where there is none."""
+    return torch.empty(0, dtype=dtype) if grad is None or source is None else grad.to(source.dtype)
 
 
 def _backward_one(
-    call: FusionCall,
-    inputs: list[Tensor],
-    given: list[Tensor],
-    stats: list[Tensor],
-    bias: Tensor | None,
-    keep: Tensor | None,
-    kept: Tensor | None,
+    call: FusionCall, part: Part, given: list[Tensor], stats: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    query, key, value = inputs
+    query, key, value, bias, keep, kept = part
     dy, out = given
     row_max, row_sum = stats
     groups = (key.shape[0], call.head_num // key.shape[0])

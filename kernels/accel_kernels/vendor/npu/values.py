@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NoReturn
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -14,6 +15,19 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def wide_dtype(*tensors: Tensor) -> torch.dtype:
     """The dtype a reference computes in: float64 if any input is float64, else float32."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def outside_autocast(reference: Callable[..., Any]) -> Callable[..., Any]:
+    """`reference` with autocast off, which would narrow the products it computes wide."""
+
+    @wraps(reference)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        given = (*args, *kwargs.values())
+        device = next((value.device.type for value in given if isinstance(value, Tensor)), "cpu")
+        with torch.autocast(device, enabled=False):
+            return reference(*args, **kwargs)
+
+    return run
 
 
 def require_floats(operator: str, **tensors: Tensor | None) -> None:
