@@ -17,6 +17,7 @@ _COMMANDS = {
     "doctor": "what is on this machine, what is wrong, and the command that mends it",
     "validate": "how far each engine on this machine is from float64",
     "compare": "compare two recordings and name the first module that diverges",
+    "simulate": "run an Ascend program where there is no Ascend",
 }
 
 

@@ -92,12 +92,13 @@ def plan_of(operator: Any) -> Plan:
 class Call:
     """One call of an operator: its operands as CPU views, and the way back."""
 
-    __slots__ = ("device", "fresh", "originals", "plan")
+    __slots__ = ("device", "fresh", "originals", "plan", "views")
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.device: torch.device | None = None
         self.originals: dict[int, Tensor] = {}  # by the address of the view's storage
+        self.views: dict[int, Tensor] = {}  # by the id of the device tensor
         self.fresh: list[tuple[Tensor, Tensor]] = []  # out= arguments and what stands for them
 
     def find_device(self, values: Any) -> None:
@@ -136,11 +137,7 @@ class Call:
                 return value  # torch's way to say that an optional tensor is not given
             raise wrong_device(self.plan.name, self.device, value.device)
         if name in self.plan.outputs:
-            stand_in = torch.empty_strided(
-                value.size(), value.stride(), dtype=value.dtype, device=memory.CPU
-            )
-            self.fresh.append((value, stand_in))
-            return stand_in
+            return self.lower_output(value)
         view = memory.host_view(value)
         if value.dtype in unsupported_dtypes:
             raise RuntimeError(
@@ -148,13 +145,33 @@ class Call:
                 f"{memory.npu().get_device_name()}: this chip does not compute in it"
             )
         self.originals[view.untyped_storage().data_ptr()] = value
+        self.views[id(value)] = view
         return view
+
+    def lower_output(self, value: Tensor) -> Tensor:
+        """What the CPU kernel writes for an output: a new tensor, as it may be resized.
+
+        An output that shares memory with an input is a view, so that torch sees the overlap.
+        """
+        if id(value) in self.views:
+            return self.views[id(value)]
+        if value.numel() and self.originals:
+            view = memory.host_view(value)
+            if view.untyped_storage().data_ptr() in self.originals:
+                return view
+        stand_in = torch.empty_strided(
+            value.size(), value.stride(), dtype=value.dtype, device=memory.CPU
+        )
+        self.fresh.append((value, stand_in))
+        return stand_in
 
     def lift(self, value: Any) -> Any:
         """A result of the CPU kernel as the caller shall see it."""
         if isinstance(value, Tensor):
             if value.device.type != "cpu":
                 return value
+            if value.layout == torch.sparse_coo:
+                return self.lift_sparse(value)
             original = None
             if self.originals and value.numel():
                 original = self.originals.get(value.untyped_storage().data_ptr())
@@ -164,6 +181,17 @@ class Call:
         if isinstance(value, (list, tuple)):
             return [self.lift(item) for item in value]
         return value
+
+    def lift_sparse(self, value: Tensor) -> Tensor:
+        """A sparse result as torch_npu's own sparse tensor."""
+        device = self.device or current_device()
+        return torch.sparse_coo_tensor(
+            memory.to_device(value._indices(), device),
+            memory.to_device(value._values(), device),
+            value.size(),
+            is_coalesced=value.is_coalesced(),
+            check_invariants=False,
+        )
 
 
 def _same_view(original: Tensor, view: Tensor) -> Tensor:

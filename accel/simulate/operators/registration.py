@@ -49,6 +49,7 @@ _NO_REFERENCE = "there is no CPU kernel and no reference in accel_kernels.vendor
 
 _libraries: dict[str, torch.library.Library] = {}
 _kinds: dict[tuple[str, str], str] = {}
+_kernels: dict[str, Kernel] = {}  # at the device key
 
 
 def kinds() -> dict[tuple[str, str], str]:
@@ -73,6 +74,10 @@ def register(machine: Machine) -> None:
     for name, operator in _registered(AUTOGRAD_KEY).items():
         if name.startswith("aten::"):
             _set(name, AUTOGRAD_KEY, autograd.make_kernel(operator))
+    if machine.report or machine.strict:
+        from accel.simulate.porting import observation
+
+        observation.begin(machine, _kernels)
 
 
 def _register_for_device(
@@ -120,6 +125,8 @@ def _refuse(name: str, reason: str) -> None:
 
 def _set(name: str, key: str, kernel: Kernel) -> None:
     _kinds[name, key] = "ours"
+    if key == DEVICE_KEY:
+        _kernels[name] = kernel
     _library(name).impl(_rest(name), kernel, key)
 
 

@@ -1,8 +1,8 @@
 """Lines for what the backward pass does: those of the forward operators.
 
-torch numbers the nodes of its graph as it makes them. An operator below autograd runs just after its
-node is made, so the number and the user's line are written down together; a derivative asks its node
-for the number. Both cost one walk up the stack per node.
+torch numbers the nodes of its graph as it makes them. An operator below autograd runs just after
+its node is made, so the number and the user's line are written down together; a derivative asks its
+node for the number. Both cost one walk up the stack per node.
 """
 
 from __future__ import annotations

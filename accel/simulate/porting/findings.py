@@ -36,6 +36,11 @@ KINDS: Mapping[str, Kind] = {
         "Move the operand with .to(device) where it is made; the call raises on the chip too.",
         fails=True,
     ),
+    "refused": Kind(
+        "Calls that this chip refuses",
+        "Use what the chip has, or another chip; the message names both.",
+        fails=True,
+    ),
     "missing": Kind(
         "Operators that the simulator cannot run",
         "The real torch_npu has them; only a chip can tell what they give.",

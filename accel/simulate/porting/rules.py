@@ -43,23 +43,21 @@ class DtypeRule:
     _accepted: dict[torch.dtype, bool] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, name: str, generation: str) -> DtypeRule | None:
+    def of(cls, operator: Any, generation: str) -> DtypeRule | None:
         """The rule, or None where the tables say nothing of the operator or the chip."""
-        limit = limits_for(name, generation)
+        limit = limits_for(operator.name(), generation)
         if limit is None:
             return None
-        arguments = torch._C._dispatch_find_schema_or_throw(  # type: ignore[attr-defined]
-            *_split(name)
-        ).schema.arguments if False else _arguments(name)
-        places = tuple((i, a) for i, a in enumerate(arguments) if a in limit.arguments)
+        names = (argument.name for argument in operator._schema.arguments)
+        places = tuple((i, name) for i, name in enumerate(names) if name in limit.arguments)
         remark = ""
         if "cpu_fallback" in limit.remarks:
-            remark = f"the row {limit.api} on {limit.chip} says so"
-        return cls(name, limit.describe(), remark, limit, places)
+            remark = f"remark in the row {limit.api} on {limit.chip}"
+        return cls(operator.name(), limit.describe(), remark, limit, places)
 
     def unlisted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
         """The dtypes of a call that the table does not list."""
-        found = {}
+        found: dict[str, None] = {}
         for place, name in self._places:
             value = args[place] if place < len(args) else kwargs.get(name)
             for dtype in _dtypes(value):

@@ -223,7 +223,8 @@ def sequence(layout: str, tensor: Tensor, heads: int, span: Span, index: int) ->
     if layout == "BSND":
         return tensor[index].transpose(0, 1)
     item = tensor.select(0 if layout == "BSH" else 1, index)
-    return item.unflatten(-1, (heads, -1)).transpose(0, 1)
+    split: Tensor = item.unflatten(-1, (heads, -1))
+    return split.transpose(0, 1)
 
 
 def statistic(call: FusionCall, tensor: Tensor, span: Span, index: int) -> Tensor:

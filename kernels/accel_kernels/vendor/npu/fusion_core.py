@@ -194,14 +194,14 @@ def backward(
             row += (d_scores * scale).sum_to_size(row.shape)
         if grad_sink is not None:
             grad_sink += d_sink
-    return Gradients(
-        *grads, _like(grad_pse, call.pse, dy.dtype), _like(grad_sink, call.sink, torch.float32)
-    )
+    pse = _like(grad_pse, call.pse, dy.new_empty(0))
+    sink = _like(grad_sink, call.sink, dy.new_empty(0, dtype=torch.float32))
+    return Gradients(grads[0], grads[1], grads[2], pse, sink)
 
 
-def _like(grad: Tensor | None, source: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """`grad` in the dtype of what it belongs to, or an empty tensor where there is none."""
-    return torch.empty(0, dtype=dtype) if grad is None or source is None else grad.to(source.dtype)
+def _like(grad: Tensor | None, source: Tensor | None, missing: Tensor) -> Tensor:
+    """`grad` in the dtype of what it belongs to, or `missing` where there is none."""
+    return missing if grad is None or source is None else grad.to(source.dtype)
 
 
 def _backward_one(
