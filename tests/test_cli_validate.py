@@ -56,7 +56,9 @@ def test_unwritable_output_is_said_before_anything_runs(option, checks, capsys, 
     assert str(target) in captured.err
 
 
-@pytest.mark.parametrize("name", ["npu", "nosuch", "cpu:x"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("npu", marks=pytest.mark.without_npu), "nosuch", "cpu:x"]
+)
 def test_an_unknown_device(name, checks, capsys) -> None:
     assert main(["validate", "--device", name]) == 2
     assert name in capsys.readouterr().err

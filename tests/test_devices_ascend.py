@@ -237,6 +237,7 @@ def test_values_that_are_refused(torch_npu, name, value, words):
     assert accel.numerics_mode() == before
 
 
+@pytest.mark.without_npu
 def test_the_driver_is_left_alone_where_torch_npu_is_not_loaded(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_npu", None)  # importing it would raise ImportError
     monkeypatch.delattr(torch, "npu", raising=False)
@@ -244,6 +245,7 @@ def test_the_driver_is_left_alone_where_torch_npu_is_not_loaded(monkeypatch):
     assert all(getattr(mode, name) is None for name in ascend.SWITCHES)
 
 
+@pytest.mark.without_npu
 def test_no_switch_can_be_read_where_the_device_does_not_start(torch_npu):
     fake = torch_npu(221)
 

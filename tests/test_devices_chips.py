@@ -81,6 +81,7 @@ def test_fp8_on_amd(monkeypatch, architecture, dtypes):
         ("Ascend950DT_9581", OCP),
     ],
 )
+@pytest.mark.without_npu
 def test_ascend(monkeypatch, name, dtypes):
     npu = SimpleNamespace(
         is_available=lambda: True, device_count=lambda: 8, get_device_name=lambda index: name
@@ -95,6 +96,7 @@ def test_ascend(monkeypatch, name, dtypes):
     assert NpuDevice.count() == 0
 
 
+@pytest.mark.without_npu
 def test_no_ascend_without_torch_npu(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert NpuDevice.count() == 0

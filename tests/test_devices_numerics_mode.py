@@ -44,6 +44,7 @@ def test_as_deterministic():
     assert accel.numerics_mode().as_deterministic() == mode
 
 
+@pytest.mark.without_npu
 def test_differences_and_json():
     mode = accel.numerics_mode()
     other = dataclasses.replace(mode, num_threads=99, npu_conv_hf32=True, environment=(("A", "1"),))
@@ -68,6 +69,7 @@ class TestRefused:
         with pytest.raises(TypeError, match="takes a NumericsMode, not dict"):
             self.enter({"num_threads": 1})
 
+    @pytest.mark.without_npu
     def test_a_switch_that_is_not_here(self):
         before = accel.numerics_mode()
         mode = dataclasses.replace(before, num_threads=1, npu_conv_hf32=False, npu_jit_compile=True)

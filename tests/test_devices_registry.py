@@ -40,6 +40,7 @@ class TestRegister:
         with pytest.raises(ValueError, match=rf"'{name}' is already registered by accel\."):
             accel.register_device(type("Thief", (CpuDevice,), {"family": name}))
 
+    @pytest.mark.without_npu
     def test_twice_is_once_and_it_decorates(self, make_family):
         toy = make_family("toy")
         assert accel.register_device(toy) is toy
@@ -51,6 +52,7 @@ class TestRegister:
         assert "toy" not in registry._registry.families
         assert registry._registry.families["mine"] is toy
 
+    @pytest.mark.without_npu
     def test_after_the_first_choice_it_is_seen(self, make_family):
         before = accel.current_device()
         toy = make_family("toy")
@@ -58,6 +60,7 @@ class TestRegister:
         assert accel.current_device() == toy()
 
 
+@pytest.mark.without_npu
 def test_a_family_that_raises_when_counted(make_family, caplog):
     calls = []
 

@@ -344,6 +344,7 @@ for failure in accel.dispatch.failures():
 """
 
 
+@pytest.mark.without_npu
 def test_kernels_of_other_packages(tmp_path: Path) -> None:
     """A plugin by entry point is chosen by its priority; broken ones are kept and break nothing."""
     (tmp_path / "plugin.py").write_text(PLUGIN)

@@ -36,6 +36,7 @@ def python(code: str, path: str = "", **environment: str) -> subprocess.Complete
         "import accel.doctor",
         "import accel.report",
         "import accel.devices.chips",
+        "import accel.simulate, accel.simulate.limits, accel.simulate.package, accel.cli.simulate",
         "from accel import BackendError, DeviceError, report; report.Progress",
         "import accel.cli; accel.cli.main(['doctor', '--json'])",
         "import accel.cli; accel.cli.main(['--version'])",
@@ -128,11 +129,13 @@ ARROW = {
         "torch", "accel.devices", "accel.dispatch", "accel.numerics", "accel.attention",
         "accel.precision", "accel.report", "kernels.spec", "kernels.shared",
     },
+    "accel.simulate": {"torch", "accel.devices", "accel.report", "kernels.vendor"},
     "accel.cli": {
-        "accel.devices", "accel.doctor", "accel.numerics", "accel.report", "accel.testing",
-        "kernels.shared",
+        "accel.devices", "accel.doctor", "accel.numerics", "accel.report", "accel.simulate",
+        "accel.testing", "kernels.shared",
     },
     "kernels.shared": {"torch"},
+    "kernels.vendor": {"torch"},
     "kernels.spec": {"torch", "kernels.shared"},
     "kernels.op": {"torch", "kernels.spec", "kernels.shared", "kernels.backend"},
     "kernels.backend": {"torch", "kernels.spec", "kernels.shared", "kernels.op"},
@@ -151,6 +154,8 @@ def part_of(module: str) -> str | None:
         return None
     if not rest or rest[0] == "budgets":
         return "kernels.shared"
+    if rest[0] == "vendor":
+        return "kernels.vendor"
     if rest[0] == "spec":
         return "kernels.spec"
     return "kernels.op" if len(rest) == 1 or rest[1] in SHARED_IN_AN_OP else "kernels.backend"

@@ -85,7 +85,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _simulate(arguments: argparse.Namespace, program: Sequence[str]) -> int:
     from accel.report import check_writable
-    from accel.simulate.activate import child_environment
+    from accel.simulate.activation import child_environment
     from accel.simulate.machine import Machine, parse_bytes
     from accel.simulate.porting import parts
 

@@ -40,6 +40,7 @@ _ENVIRONMENT = (
     "CLOSE_MATMUL_K_SHIFT",
     "TORCH_NPU_LEGACY_IMPL_LIST",
     "TORCH_NPU_USE_COMPATIBLE_IMPL",
+    "ACCEL_SIMULATE",  # a simulated Ascend computes on the CPU
 )
 
 # Those whose state inherits (float32.py).

@@ -9,6 +9,6 @@ names itself. Importing this package imports no torch.
 
 from __future__ import annotations
 
-from accel.simulate.activate import activate as activate
-from accel.simulate.activate import active as active
+from accel.simulate.activation import activate as activate
+from accel.simulate.activation import active as active
 from accel.simulate.machine import Machine as Machine

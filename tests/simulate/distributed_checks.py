@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -49,13 +51,23 @@ def same(actual, expected):
     torch.testing.assert_close(actual.cpu(), expected, rtol=0, atol=0)
 
 
-def summed(tensors):
+def combined(tensors, operation):
     """As HCCL does it here: 16-bit floats in float32, in the order of ranks, rounded once."""
     wide = torch.float32 if tensors[0].dtype in FLOATS else tensors[0].dtype
-    total = tensors[0].to(wide)
+    result = tensors[0].to(wide)
     for tensor in tensors[1:]:
-        total = total + tensor.to(wide)
-    return total.to(tensors[0].dtype)
+        result = operation(result, tensor.to(wide))
+    return result.to(tensors[0].dtype)
+
+
+def summed(tensors):
+    return combined(tensors, torch.add)
+
+
+def neighbours():
+    """The ranks to send to and to receive from, in a ring."""
+    size, rank = dist.get_world_size(), dist.get_rank()
+    return (rank + 1) % size, (rank - 1) % size
 
 
 # --- collectives ------------------------------------------------------------------------------
@@ -64,16 +76,15 @@ def summed(tensors):
 def all_reduce():
     for dtype in FLOATS + INTEGERS:
         everything = everyone((7, 9), dtype)
-        stacked = torch.stack(everything).to(torch.float64 if dtype in FLOATS else dtype)
         for operation, expected in {
-            dist.ReduceOp.SUM: summed(everything),
-            dist.ReduceOp.PRODUCT: stacked.prod(0, dtype=stacked.dtype).to(dtype),
-            dist.ReduceOp.MAX: stacked.amax(0).to(dtype),
-            dist.ReduceOp.MIN: stacked.amin(0).to(dtype),
+            dist.ReduceOp.SUM: torch.add,
+            dist.ReduceOp.PRODUCT: torch.mul,
+            dist.ReduceOp.MAX: torch.maximum,
+            dist.ReduceOp.MIN: torch.minimum,
         }.items():
             tensor = own((7, 9), dtype)
             dist.all_reduce(tensor, operation)
-            same(tensor, expected)
+            same(tensor, combined(everything, expected))
     tensor = own((7, 9))
     work = dist.all_reduce(tensor, dist.ReduceOp.AVG, async_op=True)
     work.wait()
@@ -105,9 +116,9 @@ def all_reduce_coalesced():
 
 
 def unsupported_dtypes_are_refused():
-    for dtype in (torch.uint8, torch.float64):
-        with pytest.raises(RuntimeError, match="Unsupported data type"):
-            dist.all_reduce(torch.ones(3, dtype=dtype, device=npu()))
+    for dtype in (torch.float64, torch.uint16):
+        with pytest.raises(RuntimeError, match=r"HCCL allreduce: Unsupported data type"):
+            dist.all_reduce(torch.ones(3, dtype=dtype).to(npu()))
 
 
 def non_contiguous_tensors_are_refused():
@@ -115,9 +126,9 @@ def non_contiguous_tensors_are_refused():
     for call in (
         lambda: dist.all_reduce(tensor),
         lambda: dist.broadcast(tensor, 0),
-        lambda: dist.send(tensor, 1 - dist.get_rank()),
+        lambda: dist.send(tensor, (dist.get_rank() + 1) % dist.get_world_size()),
     ):
-        with pytest.raises((RuntimeError, ValueError), match=r"contiguous"):
+        with pytest.raises(RuntimeError, match="Tensors must be contiguous"):
             call()
 
 
@@ -247,38 +258,38 @@ def gather():
 
 
 def send_and_receive():
-    rank, other = dist.get_rank(), 1 - dist.get_rank()
+    after, before = neighbours()
     for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.bool):
         result = torch.empty(3, 5, dtype=dtype, device=npu())
-        if rank == 0:
-            dist.send(own((3, 5), dtype), other)
-            dist.recv(result, other)
+        if dist.get_rank() == 0:
+            dist.send(own((3, 5), dtype), after)
+            dist.recv(result, before)
         else:
-            dist.recv(result, other)
-            dist.send(own((3, 5), dtype), other)
-        same(result, made((3, 5), dtype, other))
+            dist.recv(result, before)
+            dist.send(own((3, 5), dtype), after)
+        same(result, made((3, 5), dtype, before))
 
 
-def both_send_first():
-    other = 1 - dist.get_rank()
+def all_send_first():
+    after, before = neighbours()
     result = torch.empty(100_003, device=npu())
-    works = [dist.isend(own((100_003,)), other), dist.irecv(result, other)]
+    works = [dist.isend(own((100_003,)), after), dist.irecv(result, before)]
     for work in works:
         work.wait()
-    same(result, made((100_003,), torch.float32, other))
+    same(result, made((100_003,), torch.float32, before))
 
 
 def batch_isend_irecv():
-    other = 1 - dist.get_rank()
+    after, before = neighbours()
     for count in (5, 2_000_001):
         result = torch.empty(count, device=npu())
         operations = [
-            dist.P2POp(dist.isend, own((count,)), other),
-            dist.P2POp(dist.irecv, result, other),
+            dist.P2POp(dist.isend, own((count,)), after),
+            dist.P2POp(dist.irecv, result, before),
         ]
         for work in dist.batch_isend_irecv(operations):
             work.wait()
-        same(result, made((count,), torch.float32, other))
+        same(result, made((count,), torch.float32, before))
 
 
 def barrier():
@@ -306,8 +317,9 @@ def new_groups():
     tensor = own((4,))
     dist.all_reduce(tensor, group=alone[rank])
     same(tensor, made((4,), torch.float32, rank))
-    dist.all_reduce(tensor, group=pair)
-    same(tensor, summed(everyone((4,))))
+    if rank < 2:
+        dist.all_reduce(tensor, group=pair)
+        same(tensor, summed(everyone((4,))[:2]))
     for group in (*alone, pair):
         if rank in dist.get_process_group_ranks(group):
             dist.destroy_process_group(group)
@@ -535,36 +547,45 @@ def fsdp2_saves_and_loads_whole_weights():
         same(mine.full_tensor().detach(), 2 * alone.detach().cpu())
 
 
-# --- what goes wrong --------------------------------------------------------------------------
+# --- what goes wrong: the watchdog of torch_npu ends the process afterwards -------------------
 
 
-def different_counts_are_an_error_on_both():
-    with pytest.raises(RuntimeError, match=r"rank 0 calls .*count=3, .* rank 1 calls .*count=4"):
-        dist.all_reduce(torch.ones(3 + dist.get_rank(), device=npu()))
+def different_counts():
+    dist.all_reduce(torch.ones(3 + dist.get_rank(), device=npu()))
 
 
-def different_operations_are_an_error_on_both():
-    with pytest.raises(RuntimeError, match="do not call the same"):
-        if dist.get_rank():
-            dist.broadcast(torch.ones(3, device=npu()), 0)
-        else:
-            dist.all_reduce(torch.ones(3, device=npu()))
+def different_operations():
+    if dist.get_rank():
+        dist.broadcast(torch.ones(3, device=npu()), 0)
+    else:
+        dist.all_reduce(torch.ones(3, device=npu()))
+
+
+def killed():
+    dist.barrier()
+    if dist.get_rank():
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.all_reduce(torch.ones(3, device=npu()))
 
 
 def main(directory: str, *checks: str) -> None:
-    torch.npu.set_device(int(__import__("os").environ["LOCAL_RANK"]))
+    torch.npu.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("hccl")
     answers = {}
     for check in checks:
         try:
             globals()[check]()
             answers[check] = None
-        except BaseException:
+        except Exception:
             answers[check] = traceback.format_exc()
-        path = Path(directory, f"{dist.get_rank()}.json")
-        path.write_text(json.dumps(answers))
+        Path(directory, f"{dist.get_rank()}.json").write_text(json.dumps(answers))
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) == 3 and sys.argv[1] == "--alone":
+        torch.npu.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("hccl")
+        globals()[sys.argv[2]]()
+    else:
+        main(*sys.argv[1:])

@@ -414,26 +414,50 @@ def barrier(comm):
     comm.run("HcclBarrier")
 
 
-def threads_as_ranks(comm, size):
-    """Several ranks in one process, as for several devices of it."""
-    info = root_info(comm.library)
+def in_threads(size, work):
+    """Run `work(rank)` for all ranks at the same time."""
     failures = []
 
-    def work(rank):
+    def guarded(rank):
         try:
-            one = Rank(comm.library, rank, size).join(info)
-            reductions(one, "float32", [1, 1000])
-            batches(one, "int16", 3_000_000)
-            one.destroy()
+            work(rank)
         except Exception:
             failures.append(traceback.format_exc())
 
-    workers = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
+    workers = [threading.Thread(target=guarded, args=(rank,)) for rank in range(size)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
     assert not failures, failures[0]
+
+
+def work_of_a_thread(one):
+    reductions(one, "float32", [1, 1000])
+    batches(one, "int16", 3_000_000)
+    one.destroy()
+
+
+def threads_as_ranks(comm, size):
+    """Several ranks in one process, each joined by its thread."""
+    info = root_info(comm.library)
+    in_threads(size, lambda rank: work_of_a_thread(Rank(comm.library, rank, size).join(info)))
+
+
+def all_devices(comm, size):
+    """Several ranks in one process, made by one call; wrong lists of devices are refused."""
+    handles = (ctypes.c_void_p * size)()
+
+    def init(*devices):
+        listed = (ctypes.c_int32 * len(devices))(*devices)
+        comm.call("HcclCommInitAll", len(devices), listed, handles)
+
+    init(*range(size))
+    made = [Rank(comm.library, i, size, ctypes.c_void_p(handles[i])) for i in range(size)]
+    in_threads(size, lambda rank: work_of_a_thread(made[rank]))
+    for devices, text in (((0, 1, 1), "twice"), ((0, 4), "not there"), ((), "no devices")):
+        with pytest.raises(HcclError, match=text):
+            init(*devices)
 
 
 def call(comm, name, *arguments):

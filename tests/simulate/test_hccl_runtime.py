@@ -18,6 +18,8 @@ STUB = """
 #include <stdio.h>
 #include "runtime.h"
 
+SimConfig sim_config = {.devices = 4};
+
 static _Thread_local char text[1024];
 
 aclError sim_fail(aclError code, const char *format, ...) {
@@ -157,6 +159,10 @@ def test_destroyed_communicators_leave_no_memory_and_no_files(ranks):
 
 def test_threads_of_one_process_are_ranks(ranks):
     ranks.all("threads_as_ranks", 3)
+
+
+def test_one_process_makes_ranks_for_all_its_devices(ranks):
+    ranks.all("all_devices", 3)
 
 
 def test_a_forked_child_is_refused(ranks):

@@ -25,6 +25,7 @@ _HEALTHY = {"ok", "-"}
 
 def check(survey: Survey) -> Iterator[Finding]:
     """Findings about Ascend hardware and software."""
+    yield from _simulated(survey)
     yield from _tool(survey)
     yield from _health(survey)
     if survey.torch_npu and not survey.torch_npu.imported:
@@ -34,6 +35,15 @@ def check(survey: Survey) -> Iterator[Finding]:
     elif survey.torch.imported:
         yield from _patch_mismatch(survey)
         yield from _no_device(survey)
+
+
+def _simulated(survey: Survey) -> Iterator[Finding]:
+    """Nobody shall take the simulated chip for a real one."""
+    setting = survey.machine.environment.get("ACCEL_SIMULATE")
+    if setting and survey.count("npu"):
+        what = "the NPU is simulated: it computes on the CPU, with no Ascend hardware"
+        why = f"`accel simulate` started this process (ACCEL_SIMULATE={setting})."
+        yield Finding("npu-simulated", "note", what, why, family="npu")
 
 
 def severity(survey: Survey) -> Severity:

@@ -28,7 +28,14 @@ _HOST_OPERANDS = frozenset(
      "aten::_pad_packed_sequence"}
 )  # fmt: skip
 # Results that stay on the CPU, by position.
-_HOST_RESULTS = {"aten::_pack_padded_sequence": frozenset({1})}
+_HOST_RESULTS = {
+    "aten::_pack_padded_sequence": frozenset({1}),
+    "npu::npu_fusion_attention_v3": frozenset({4, 5}),
+}
+# These draw their dropout without being tagged as random.
+_RANDOM = frozenset(
+    {"npu::npu_fusion_attention", "npu::npu_fusion_attention_v2", "npu::npu_fusion_attention_v3"}
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,8 @@ def plan_of(operator: Any) -> Plan:
         outputs=frozenset(outputs),
         returns=tuple(returns),
         generator=generator,
-        is_random=torch.Tag.nondeterministic_seeded in operator.tags,
+        is_random=torch.Tag.nondeterministic_seeded in operator.tags
+        or operator.name() in _RANDOM,
         host_operands=operator.name() in _HOST_OPERANDS,
         host_results=_HOST_RESULTS.get(operator.name(), frozenset()),
     )
@@ -92,12 +100,13 @@ def plan_of(operator: Any) -> Plan:
 class Call:
     """One call of an operator: its operands as CPU views, and the way back."""
 
-    __slots__ = ("device", "fresh", "originals", "plan", "views")
+    __slots__ = ("device", "fresh", "originals", "plan", "storages", "views")
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.device: torch.device | None = None
         self.originals: dict[int, Tensor] = {}  # by the address of the view's storage
+        self.storages: dict[int, torch.UntypedStorage] = {}  # by address
         self.views: dict[int, Tensor] = {}  # by the id of the device tensor
         self.fresh: list[tuple[Tensor, Tensor]] = []  # out= arguments and what stands for them
 
@@ -138,7 +147,7 @@ class Call:
             raise wrong_device(self.plan.name, self.device, value.device)
         if name in self.plan.outputs:
             return self.lower_output(value)
-        view = memory.host_view(value)
+        view = memory.host_view(value, self.storages)
         if value.dtype in unsupported_dtypes:
             raise RuntimeError(
                 f"{self.plan.name} does not support {value.dtype} on the simulated "
@@ -156,7 +165,7 @@ class Call:
         if id(value) in self.views:
             return self.views[id(value)]
         if value.numel() and self.originals:
-            view = memory.host_view(value)
+            view = memory.host_view(value, self.storages)
             if view.untyped_storage().data_ptr() in self.originals:
                 return view
         stand_in = torch.empty_strided(

@@ -6,7 +6,7 @@ import ctypes
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 
 from accel.simulate.library import Runtime, current_runtime
 
@@ -34,10 +34,15 @@ def is_device(tensor: Tensor) -> bool:
     return tensor.device.type == TYPE
 
 
-def host_view(tensor: Tensor) -> Tensor:
+def host_view(tensor: Tensor, storages: dict[int, UntypedStorage] | None = None) -> Tensor:
     """A CPU tensor on a device tensor's own memory, with its sizes, strides and offset.
 
     It does not keep the memory alive: use it only while `tensor` is there.
+
+    Args:
+        tensor: The device tensor.
+        storages: CPU storages by address, for tensors that share memory to share one: torch looks
+            for overlapping operands by storage.
 
     Raises:
         RuntimeError: The memory is not a live device allocation.
@@ -49,8 +54,13 @@ def host_view(tensor: Tensor) -> Tensor:
         view.set_(view.untyped_storage(), 0, tensor.size(), tensor.stride())
         return mark_lazy(view, tensor)
     address = runtime().host_address(storage.data_ptr(), size)
+    shared = None if storages is None else storages.get(address)
+    if shared is None:
+        shared = _construct_storage(address, CPU, size)
+        if storages is not None:
+            storages[address] = shared
     view.set_(
-        _construct_storage(address, CPU, size),
+        shared,
         tensor.storage_offset(),
         tensor.size(),
         tensor.stride(),

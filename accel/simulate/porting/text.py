@@ -31,7 +31,7 @@ def headline(report: Report) -> str:
     plural = "" if len(report.processes) == 1 else "es"
     return (
         f"Porting report: {report.chip} ({report.generation}), {len(report.processes)} "
-        f"process{plural}, {count} operators{ended}"
+        f"process{plural}, {calls(count)} of operators{ended}"
     )
 
 

@@ -24,7 +24,7 @@ _COMPOSITE = (
     "CompositeExplicitAutogradNonFunctional", "CompositeExplicitAutograd",
     "CompositeImplicitAutograd",
 )  # fmt: skip
-# Of these torch itself says that they are not operators on data.
+# Collectives, and what only the layouts of oneDNN reach: no NPU tensor gets there.
 _NO_FALLBACK = ("c10d", "fsdp", "mkldnn", "onednn", "mkl", "mkldnn_prepacked")
 _COPIES = ("aten::copy_", "aten::_copy_from", "aten::_copy_from_and_resize")
 _WRONG_DEVICE = "Expected all tensors to be on the same device"

@@ -90,7 +90,12 @@ static HcclResult create(const char *call, const Address *address, uint32_t rank
                  call, rank, ranks, MAX_RANKS);
         return HCCL_E_PARA;
     }
-    result = transport_attach(call, address, ranks, rank, name, connect, &comm);
+    result = transport_join(call, address, ranks, rank, name, &comm);
+    if (result == HCCL_SUCCESS) {
+        result = transport_complete(comm, call, address, connect);
+        if (result != HCCL_SUCCESS) transport_detach(comm);
+    }
+    transport_withdraw(address);
     if (result != HCCL_SUCCESS) return result;
     comm->timeout = timeout;
     comm_register(comm);
@@ -129,6 +134,46 @@ EXPORT HcclResult HcclCommInitRootInfo(uint32_t ranks, const void *root_info, ui
 EXPORT HcclResult HcclCommInitRootInfoConfig(uint32_t ranks, const void *root_info, uint32_t rank,
                                              const Config *config, HcclComm *created) {
     return init("HcclCommInitRootInfoConfig", ranks, root_info, rank, config, true, created);
+}
+
+static HcclResult check_devices(const char *call, uint32_t count, const int32_t *devices) {
+    if (count == 0 || count > MAX_RANKS) return refuse(HCCL_E_PARA, call, "no devices, or too many");
+    for (uint32_t i = 0; i < count; i++) {
+        if (devices[i] < 0 || devices[i] >= sim_config.devices)
+            return refuse(HCCL_E_PARA, call, "the list holds a device that is not there");
+        for (uint32_t j = 0; j < i; j++)
+            if (devices[j] == devices[i])
+                return refuse(HCCL_E_PARA, call, "the list holds a device twice");
+    }
+    return HCCL_SUCCESS;
+}
+
+/* Ranks of one process, which then calls for each from a thread of its own. */
+EXPORT HcclResult HcclCommInitAll(uint32_t count, int32_t *devices, HcclComm *created) {
+    const char *call = "HcclCommInitAll";
+    if (!devices || !created) return refuse(HCCL_E_PTR, call, "no devices or no place given");
+    Communicator *joined[MAX_RANKS];
+    Address address;
+    double timeout;
+    HcclResult result = check_devices(call, count, devices);
+    if (result == HCCL_SUCCESS)
+        result = seconds_from(call, "HCCL_EXEC_TIMEOUT", EXEC_TIMEOUT, &timeout);
+    if (result == HCCL_SUCCESS) result = transport_offer(call, &address);
+    if (result != HCCL_SUCCESS) return result;
+    uint32_t rank = 0;
+    for (; rank < count && result == HCCL_SUCCESS; rank++)
+        result = transport_join(call, &address, count, rank, NULL, &joined[rank]);
+    transport_withdraw(&address);
+    if (result != HCCL_SUCCESS) {
+        for (rank--; rank > 0; rank--) transport_detach(joined[rank - 1]);
+        return result;
+    }
+    for (rank = 0; rank < count; rank++) {
+        joined[rank]->timeout = timeout;
+        comm_register(joined[rank]);
+        created[rank] = joined[rank];
+    }
+    return HCCL_SUCCESS;
 }
 
 /* --- parts of a communicator ----------------------------------------------------------------- */

@@ -228,8 +228,8 @@ static HcclResult check_joined(Communicator *comm, const char *call, const Addre
                           address->pid);
 }
 
-static HcclResult await_others(Communicator *comm, const char *call, const Address *address,
-                               double seconds) {
+HcclResult transport_complete(Communicator *comm, const char *call, const Address *address,
+                              double seconds) {
     Wait wait = transport_wait(call, seconds);
     for (;;) {
         transport_look(comm, &wait);
@@ -246,8 +246,8 @@ static HcclResult await_others(Communicator *comm, const char *call, const Addre
     }
 }
 
-HcclResult transport_attach(const char *call, const Address *address, uint32_t ranks, uint32_t rank,
-                            const char *name, double seconds, Communicator **created) {
+HcclResult transport_join(const char *call, const Address *address, uint32_t ranks, uint32_t rank,
+                          const char *name, Communicator **joined) {
     Communicator *comm = calloc(1, sizeof *comm);
     if (!comm) return HCCL_E_MEMORY;
     comm->rank = rank;
@@ -261,10 +261,8 @@ HcclResult transport_attach(const char *call, const Address *address, uint32_t r
                  (unsigned long long)address->token[0]);
     HcclResult result = open_segment(call, address, comm);
     if (result == HCCL_SUCCESS) result = take_seat(comm, call);
-    if (result == HCCL_SUCCESS) result = await_others(comm, call, address, seconds);
-    transport_withdraw(address);
     if (result == HCCL_SUCCESS)
-        *created = comm;
+        *joined = comm;
     else
         transport_detach(comm);
     return result;

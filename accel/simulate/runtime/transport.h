@@ -130,9 +130,12 @@ typedef struct {
 HcclResult transport_offer(const char *call, Address *address);
 void transport_withdraw(const Address *address);
 
-/* Take the seat of `rank` and wait at most `seconds` until all `ranks` have theirs. */
-HcclResult transport_attach(const char *call, const Address *address, uint32_t ranks, uint32_t rank,
-                            const char *name, double seconds, Communicator **created);
+/* Take the seat of `rank`. */
+HcclResult transport_join(const char *call, const Address *address, uint32_t ranks, uint32_t rank,
+                          const char *name, Communicator **joined);
+/* Wait at most `seconds` until all ranks have theirs. */
+HcclResult transport_complete(Communicator *comm, const char *call, const Address *address,
+                              double seconds);
 void transport_detach(Communicator *comm);
 
 /* Record a failure that ends the communicator on every rank; returns `code`. */

@@ -19,7 +19,7 @@ def _run_hidden() -> None:
 
 
 if os.environ.get("ACCEL_SIMULATE"):
-    from accel.simulate.activate import install_hook
+    from accel.simulate.activation import install_hook
 
     install_hook()
 _run_hidden()

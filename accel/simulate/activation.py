@@ -17,6 +17,7 @@ import contextlib
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import io
 import os
 import sys
@@ -103,9 +104,10 @@ def _check_task_queue() -> None:
 
 def _checkout() -> Sequence[Path]:
     """The directories that hold accel and accel_kernels, where they are not installed."""
-    import accel_kernels
-
-    homes = [Path(__file__).parents[2], Path(accel_kernels.__path__[0]).parent]
+    homes = [Path(__file__).parents[2]]
+    kernels = importlib.util.find_spec("accel_kernels")
+    if kernels is not None and kernels.origin is not None:
+        homes.append(Path(kernels.origin).parents[1])
     return [home for home in homes if home.name not in ("site-packages", "dist-packages")]
 
 
