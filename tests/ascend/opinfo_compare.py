@@ -35,12 +35,14 @@ class Rule:
         factor: Of the usual tolerances; 0 for equality.
         contiguous: The CPU gets contiguous operands.
         host_arguments: What follows the input stays on the host.
+        host_results: A result may be on the host.
     """
 
     any_values: bool = False
     factor: float = 0
     contiguous: bool = False
     host_arguments: bool = False
+    host_results: bool = False
 
 
 @dataclass
@@ -73,13 +75,21 @@ class _Run:
     recorder: Recorder = field(default_factory=Recorder)
 
 
-def compare(function: Function, tree: Tree, rule: Rule) -> tuple[str | None, set[str]]:
+def compare(
+    function: Function, tree: Tree, rule: Rule, formula: Function | None = None
+) -> tuple[str | None, set[str]]:
     """Call a function on both devices.
+
+    Args:
+        function: What is called.
+        tree: Its operands, on the CPU.
+        rule: How the results are held to each other.
+        formula: What the CPU computes instead, where it has no kernel.
 
     Returns:
         How the devices differ, in one line, or None; and the kernels that ran on the chip.
     """
-    expected = _run(function, _contiguous(tree) if rule.contiguous else tree, CPU, rule)
+    expected = _run(formula or function, _contiguous(tree) if rule.contiguous else tree, CPU, rule)
     found = _run(function, tree, NPU, rule)
     return _difference(expected, found, rule), found.recorder.names
 
@@ -102,6 +112,8 @@ def on(device: torch.device, tree: Any) -> Any:
             return _moved(value, device, storages)
         if isinstance(value, torch.device) and value.type == "cpu":
             return device
+        if isinstance(value, torch.Generator):
+            return torch.Generator(device).manual_seed(value.initial_seed())
         return str(device) if isinstance(value, str) and value == "cpu" else value
 
     return pytree.tree_map(move, tree)
@@ -196,7 +208,7 @@ def _difference(expected: _Run, found: _Run, rule: Rule) -> str | None:
         if len(first) != len(second):
             return f"{what}: {len(second)} parts, not {len(first)}"
         for one, other in zip(first, second, strict=True):
-            miss = _difference_of_leaf(one, other, any_values, rule.factor)
+            miss = _difference_of_leaf(one, other, any_values, rule)
             if miss:
                 return f"{what}: {miss}"
     return None
@@ -208,11 +220,12 @@ def _end(run: _Run) -> str:
     return f"raises {type(run.error).__name__}: {' '.join(str(run.error).split())[:200]}"
 
 
-def _difference_of_leaf(one: Any, other: Any, any_values: bool, factor: float) -> str | None:
+def _difference_of_leaf(one: Any, other: Any, any_values: bool, rule: Rule) -> str | None:
     if not isinstance(one, Tensor) or not isinstance(other, Tensor):
         equal = type(one) is type(other) and (any_values or one == other or one != one)
         return None if equal else f"{other!r}, not {one!r}"
-    if other.device.type != NPU.type and one.device.type == CPU.type:
+    factor = rule.factor
+    if not rule.host_results and other.device.type != NPU.type and one.device.type == CPU.type:
         return f"on {other.device}"
     if one.dtype == torch.float64 and other.dtype == torch.float32:
         one, factor = one.to(torch.float32), max(factor, 1)

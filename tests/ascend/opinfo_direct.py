@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -20,26 +20,53 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from accel.simulate.operators import registration
 from tests.ascend import opinfo
 from tests.ascend.opinfo_compare import CPU, Rule, Tree, compare, gradients, on, tensors
-from tests.ascend.opinfo_written import WRITTEN
+from tests.ascend.opinfo_formulas import FORMULAS
+from tests.ascend.opinfo_written import HOST_RESULTS, WRITTEN
+
+DEVICE_KEY = registration.DEVICE_KEY
 
 
 class Direct(NamedTuple):
-    """A call of an operator by its full name; the tree's first part is not used."""
+    """A call of an operator by its full name; the tree's first part is not used.
+
+    Attributes:
+        name: The operator.
+        tree: Its operands.
+        rule: How the results are held to each other.
+        formula: What the CPU computes instead, where it has no kernel.
+        call: What the chip calls instead of the operator itself.
+    """
 
     name: str
     tree: Tree
+    rule: Rule = Rule()
+    formula: Callable[..., Any] | None = None
+    call: Callable[..., Any] | None = None
 
-    def call(self, tree: Tree) -> Any:
-        """Call the operator; what it writes counts as a result."""
+    def check(self) -> tuple[str | None, set[str]]:
+        """Compare on both devices: how they differ, or None, and the kernels reached."""
+        formula = self.formula
+        reference = None if formula is None else lambda tree: formula(*tree[1], **tree[2])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            miss, reached = compare(self._run, self.tree, self.rule, reference)
+        if miss is None and registration.kinds()[self.name, DEVICE_KEY] == "control":
+            reached.add(self.name)
+        return miss, reached
+
+    def _run(self, tree: Tree) -> Any:
+        if self.call is not None:
+            return self.call(*tree[1], **tree[2])
         operator = registration.find_operator(self.name)
         # Below autograd, where the kernels of composite operators are.
         with torch.inference_mode():
             result = operator(*tree[1], **tree[2])
-        schema = operator._schema.arguments
+        if self.formula is not None:
+            return result
         bound = _bind(operator, tree[1], tree[2])
         written = [
             bound[argument.name]
-            for argument in schema
+            for argument in operator._schema.arguments
             if argument.alias_info is not None
             and argument.alias_info.is_write
             and argument.name in bound
@@ -154,18 +181,18 @@ def _results(source: Any, tree: Tree) -> list[Tensor] | None:
 
 
 def written_cases(wanted: Iterable[str]) -> Iterator[Direct]:
-    """The calls of `WRITTEN` that are wanted."""
+    """The calls of `WRITTEN` and `FORMULAS` that are wanted."""
     for name in wanted:
-        make = WRITTEN.get(name.removeprefix("aten::"))
-        if make is None:
-            continue
-        args = make()
-        keywords = args[-1] if args and isinstance(args[-1], dict) else {}
-        yield Direct(name, (None, args[: len(args) - bool(keywords)], keywords))
+        short = name.removeprefix("aten::")
+        rule = Rule(host_results=short in HOST_RESULTS, factor=int(short in FORMULAS))
+        if short in WRITTEN:
+            yield Direct(name, _tree(WRITTEN[short]()), rule)
+        elif short in FORMULAS:
+            operands, compute, call = FORMULAS[short]
+            yield Direct(name, _tree(operands()), rule, compute, call)
 
 
-def check(case: Direct) -> tuple[str | None, set[str]]:
-    """Compare one call on both devices: how they differ, or None, and the kernels reached."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return compare(case.call, case.tree, Rule())
+def _tree(operands: tuple[Any, ...]) -> Tree:
+    if operands and isinstance(operands[-1], dict):
+        return None, operands[:-1], operands[-1]
+    return None, operands, {}

@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.ascend.opinfo_compare import CPU
 
 
-def _t(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def values(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Values that differ and are reproducible, between -1 and 1."""
     count = 1
     for size in shape:
@@ -20,8 +20,8 @@ def _t(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return (values * 9).to(dtype) if not dtype.is_floating_point else values.to(dtype)
 
 
-def _positive(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return _t(*shape, dtype=dtype).abs() + 0.5
+def positive(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return values(*shape, dtype=dtype).abs() + 0.5
 
 
 def _empty(dtype: torch.dtype = torch.float32) -> Tensor:
@@ -34,7 +34,7 @@ def _adam(**extra: Any) -> dict[str, Any]:
 
 
 def _adam_lists() -> list[list[Tensor]]:
-    moments = [[_positive(3, 4), _positive(5)] for _ in range(2)]
+    moments = [[_pos(3, 4), _pos(5)] for _ in range(2)]
     return [[_t(3, 4), _t(5)], [_t(3, 4) * 2, _t(5)], *moments, []]
 
 
@@ -45,6 +45,9 @@ def _sgd() -> dict[str, Any]:
     }  # fmt: skip
 
 
+_t, _pos = values, positive  # short, for the table below
+# One of their results is on the host on every device.
+HOST_RESULTS = ("_pack_padded_sequence",)
 _INT = torch.int64
 _STEPS = (torch.tensor(2.0), torch.tensor(3.0))
 # Operands by operator: positional ones, and keyword ones in a dict at the end.
@@ -64,10 +67,10 @@ WRITTEN: dict[str, Callable[[], tuple[Any, ...]]] = {
         _t(10, 4), torch.tensor([1, 2, 4, 5]), torch.tensor([0, 2]), False, 1,
     ),
     "_foreach_addcdiv.Tensor": lambda: (
-        [_t(3), _t(4)], [_t(3), _t(4)], [_positive(3), _positive(4)], torch.tensor([2.0, 3.0]),
+        [_t(3), _t(4)], [_t(3), _t(4)], [_pos(3), _pos(4)], torch.tensor([2.0, 3.0]),
     ),
     "_foreach_addcdiv_.Tensor": lambda: (
-        [_t(3), _t(4)], [_t(3), _t(4)], [_positive(3), _positive(4)], torch.tensor([2.0, 3.0]),
+        [_t(3), _t(4)], [_t(3), _t(4)], [_pos(3), _pos(4)], torch.tensor([2.0, 3.0]),
     ),
     "_foreach_addcmul.Tensor": lambda: (
         [_t(3), _t(4)], [_t(3), _t(4)], [_t(3), _t(4)], torch.tensor([2.0, 3.0]),
@@ -89,7 +92,7 @@ WRITTEN: dict[str, Callable[[], tuple[Any, ...]]] = {
         [_t(3, 4)], [_t(3, 4)], [_t(3, 4) * 2], {**_sgd(), "lr": torch.tensor(0.1)},
     ),
     "_fused_adagrad_": lambda: (
-        [_t(3, 4)], [_t(3, 4)], [_positive(3, 4)], [torch.tensor(2.0)],
+        [_t(3, 4)], [_t(3, 4)], [_pos(3, 4)], [torch.tensor(2.0)],
         {"lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.1, "eps": 1e-8, "maximize": False},
     ),
     "_masked_softmax": lambda: (_t(2, 3, 4, 4), _t(2, 3, 4, 4) > 0.5, 3, 2),
@@ -127,7 +130,7 @@ WRITTEN: dict[str, Callable[[], tuple[Any, ...]]] = {
     "affine_grid_generator_backward": lambda: (_t(2, 4, 5, 2), [2, 3, 4, 5], False),
     "argsort": lambda: (_t(3, 4), -1, True),
     "argsort.stable": lambda: (_t(3, 4), {"stable": True, "dim": 0}),
-    "bernoulli_.Tensor": lambda: (_t(20), _positive(20) / 2),
+    "bernoulli_.Tensor": lambda: (_t(20), _pos(20) / 2),
     "bernoulli.p": lambda: (_t(20), 0.5),
     "bucketize.Scalar": lambda: (0.3, _t(6).sort().values),
     "searchsorted.Scalar": lambda: (_t(6).sort().values, 0.3),
@@ -164,16 +167,16 @@ WRITTEN: dict[str, Callable[[], tuple[Any, ...]]] = {
     "isin.Scalar_Tensor_out": lambda: (3, _t(6, dtype=_INT), {"out": _empty(torch.bool)}),
     "isin.Tensor_Scalar": lambda: (_t(6, dtype=_INT), 3),
     "isin.Tensor_Scalar_out": lambda: (_t(6, dtype=_INT), 3, {"out": _empty(torch.bool)}),
-    "kl_div": lambda: (_t(3, 4), _positive(3, 4)),
-    "l1_loss": lambda: (_t(3, 4), _positive(3, 4)),
+    "kl_div": lambda: (_t(3, 4), _pos(3, 4)),
+    "l1_loss": lambda: (_t(3, 4), _pos(3, 4)),
     "log_sigmoid": lambda: (_t(3, 4),),
     "log_sigmoid.out": lambda: (_t(3, 4), {"out": _empty()}),
     "multilabel_margin_loss": lambda: (_t(2, 4), torch.tensor([[1, 2, -1, 0], [0, -1, 1, 1]])),
     "multilabel_margin_loss.out": lambda: (
         _t(2, 4), torch.tensor([[1, 2, -1, 0], [0, -1, 1, 1]]), {"out": _empty()},
     ),
-    "normal.float_Tensor": lambda: (0.5, _positive(20)),
-    "normal.float_Tensor_out": lambda: (0.5, _positive(20), {"out": torch.empty(20)}),
+    "normal.float_Tensor": lambda: (0.5, _pos(20)),
+    "normal.float_Tensor_out": lambda: (0.5, _pos(20), {"out": torch.empty(20)}),
     "one_hot": lambda: (torch.tensor([0, 2, 1]), 4),
     "quantize_per_channel": lambda: (
         _t(3, 4), torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0, 1, 2]), 0, torch.qint8,
@@ -206,16 +209,56 @@ WRITTEN: dict[str, Callable[[], tuple[Any, ...]]] = {
         _t(2, 3, 7, 7), _t(3, 4, 3, 3), [3, 3], _t(4), [1, 1], [1, 1], [0, 0], [1, 1],
         {"out": _empty()},
     ),
+    # torch's CPU kernel does not resize the output.
+    "rrelu_with_noise.out": lambda: (
+        _t(3, 4), _t(3, 4), 0.1, 0.3, False, {"out": torch.empty(3, 4)},
+    ),
+    "__ilshift__.Scalar": lambda: (torch.tensor([1, 2]), 2),
+    "__ilshift__.Tensor": lambda: (torch.tensor([1, 2]), torch.tensor([3, 1])),
+    "__irshift__.Scalar": lambda: (torch.tensor([16, 9]), 2),
+    "__irshift__.Tensor": lambda: (torch.tensor([16, 9]), torch.tensor([3, 1])),
+    "__lshift__.Scalar": lambda: (torch.tensor([1, 2]), 2),
+    "__lshift__.Tensor": lambda: (torch.tensor([1, 2]), torch.tensor([3, 1])),
+    "__rshift__.Scalar": lambda: (torch.tensor([16, 9]), 2),
+    "__rshift__.Tensor": lambda: (torch.tensor([16, 9]), torch.tensor([3, 1])),
+    "__ior__.Scalar": lambda: (torch.tensor([1, 2]), 4),
+    "_addmm_activation.out": lambda: (_t(5), _t(3, 4), _t(4, 5), {"out": _empty()}),
+    "_lazy_clone": lambda: (_t(3, 4),),
+    "_fused_sdp_choice": lambda: (_t(1, 2, 4, 8), _t(1, 2, 4, 8), _t(1, 2, 4, 8)),
+    "scaled_dot_product_attention": lambda: (_t(1, 2, 4, 8), _t(1, 2, 4, 8), _t(1, 2, 4, 8)),
+    "adaptive_avg_pool3d_backward.grad_input": lambda: (
+        _t(2, 3, 2, 2, 2), _t(2, 3, 4, 4, 4), {"grad_input": _empty()},
+    ),
+    "max.out": lambda: (_t(3, 4), _pos(3, 4) - 1, {"out": _empty()}),
+    "min.out": lambda: (_t(3, 4), _pos(3, 4) - 1, {"out": _empty()}),
+    "median.dim_values": lambda: (
+        _t(3, 4), 1, True, {"values": _empty(), "indices": _empty(_INT)},
+    ),
+    "nanmean.out": lambda: (_t(3, 4), [1], {"out": _empty()}),
+    "norm.ScalarOpt_dtype": lambda: (_t(3, 4), 3, {"dtype": torch.float32}),
+    "norm.ScalarOpt_dim_dtype": lambda: (_t(3, 4), 3, [1], True, {"dtype": torch.float32}),
+    "norm.dtype_out": lambda: (
+        _t(3, 4), 3, [1], True, {"dtype": torch.float32, "out": _empty()},
+    ),
+    "randperm.generator": lambda: (20, {"generator": torch.Generator(), "device": CPU}),
+    "randperm.generator_out": lambda: (
+        20, {"generator": torch.Generator(), "out": _empty(_INT)},
+    ),
+    "as_strided_": lambda: (_t(3, 4), [2, 3], [1, 4], 1),
+    "_reshape_alias": lambda: (_t(3, 4), [4, 3], [3, 1]),
+    "is_set_to": lambda: (_t(3), _t(3)),
+    "set_.source_Tensor": lambda: (_t(3), _t(4, 5)),
+    "set_": lambda: (_t(3),),
     "stft": lambda: (
         _t(64), 16, {"window": torch.ones(16), "return_complex": True},
     ),
     "where": lambda: (_t(3, 4) > 0,),
-    "xlogy.OutScalar_Other": lambda: (_positive(3), 2.0, {"out": _empty()}),
-    "xlogy.OutScalar_Self": lambda: (2.0, _positive(3), {"out": _empty()}),
-    "xlogy.Scalar_Other": lambda: (_positive(3), 2.0),
-    "xlogy.Scalar_Self": lambda: (2.0, _positive(3)),
-    "xlogy_.Scalar_Other": lambda: (_positive(3), 2.0),
-    "remainder.Scalar_Tensor": lambda: (7.5, _positive(3)),
+    "xlogy.OutScalar_Other": lambda: (_pos(3), 2.0, {"out": _empty()}),
+    "xlogy.OutScalar_Self": lambda: (2.0, _pos(3), {"out": _empty()}),
+    "xlogy.Scalar_Other": lambda: (_pos(3), 2.0),
+    "xlogy.Scalar_Self": lambda: (2.0, _pos(3)),
+    "xlogy_.Scalar_Other": lambda: (_pos(3), 2.0),
+    "remainder.Scalar_Tensor": lambda: (7.5, _pos(3)),
     "bitwise_left_shift.Scalar_Tensor": lambda: (2, torch.tensor([1, 2, 3])),
     "bitwise_right_shift.Scalar_Tensor": lambda: (64, torch.tensor([1, 2, 3])),
     **{

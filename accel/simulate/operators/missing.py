@@ -64,6 +64,17 @@ def conv_depthwise2d(
     return torch.conv2d(self, weight, bias, stride, padding, dilation, groups)
 
 
+def convolution_backward(
+    grad: Tensor, self: Tensor, weight: Tensor, *geometry: Any
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of a convolution whose bias, if its gradient is asked for, has all channels."""
+    *_, transposed, _, groups, _ = geometry
+    channels = weight.shape[1] * groups if transposed else weight.shape[0]
+    found: tuple[Tensor | None, Tensor | None, Tensor | None]
+    found = torch.ops.aten.convolution_backward(grad, self, weight, [channels], *geometry)
+    return found
+
+
 def matmul_backward(
     grad: Tensor, self: Tensor, other: Tensor, mask: list[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -191,6 +202,10 @@ COMPUTE: dict[str, Callable[..., Any]] = {
     "aten::_masked_scale": masked_scale,
     "aten::_conv_depthwise2d": conv_depthwise2d,
     "aten::_conv_depthwise2d.out": into(conv_depthwise2d),
+    "aten::convolution_overrideable": torch.convolution,
+    "aten::convolution_backward_overrideable": convolution_backward,
+    # Copying on write would need memory that torch owns.
+    "aten::_lazy_clone": torch.clone,
     "aten::matmul_backward": matmul_backward,
     "aten::batch_norm_stats": batch_norm_stats,
     "aten::batch_norm_elemt": batch_norm_elemt,

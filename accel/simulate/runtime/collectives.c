@@ -79,8 +79,8 @@ static HcclResult agree_on_counts(Exchange *one, Communicator *comm, const Call 
             if (sender[0][to] > one->longest) one->longest = sender[0][to];
             if (sender[0][to] == taker[1][from]) continue;
             return transport_fail(comm, HCCL_E_PARA,
-                                  "the ranks do not call the same: in %s rank %u sends %llu to rank "
-                                  "%u, which expects %llu",
+                                  "the ranks do not call the same: in %s rank %u sends %llu to "
+                                  "rank %u, which expects %llu",
                                   name, from, (unsigned long long)sender[0][to], to,
                                   (unsigned long long)taker[1][from]);
         }

@@ -65,7 +65,7 @@ static HcclResult read_config(const char *call, const Config *config, const char
     /* Older callers know a shorter structure. */
     if (config->size >= offsetof(Config, udi)) {
         if (!memchr(config->name, '\0', sizeof config->name))
-            return refuse(HCCL_E_PARA, call, "the name of the communicator has more than 127 bytes");
+            return refuse(HCCL_E_PARA, call, "the name is longer than 127 bytes");
         *name = config->name;
     }
     if (config->size >= sizeof(Config) && config->exec_timeout != NOT_SET) {
@@ -137,7 +137,8 @@ EXPORT HcclResult HcclCommInitRootInfoConfig(uint32_t ranks, const void *root_in
 }
 
 static HcclResult check_devices(const char *call, uint32_t count, const int32_t *devices) {
-    if (count == 0 || count > MAX_RANKS) return refuse(HCCL_E_PARA, call, "no devices, or too many");
+    if (count == 0 || count > MAX_RANKS)
+        return refuse(HCCL_E_PARA, call, "no devices, or too many");
     for (uint32_t i = 0; i < count; i++) {
         if (devices[i] < 0 || devices[i] >= sim_config.devices)
             return refuse(HCCL_E_PARA, call, "the list holds a device that is not there");
@@ -304,7 +305,7 @@ EXPORT HcclResult HcclGetCommAsyncError(HcclComm handle, HcclResult *error) {
     return HCCL_SUCCESS;
 }
 
-/* Buffer sizes, algorithms and retries only tune a network; names, timeouts and determinism hold. */
+/* Buffer sizes, algorithms and retries only tune a network; names and timeouts are kept. */
 EXPORT uint32_t HcclGetCommConfigCapability(void) { return CONFIG_PARAMETERS; }
 
 EXPORT HcclResult HcclSetConfig(int32_t config, int32_t value) {

@@ -151,7 +151,8 @@ static HcclResult open_segment(const char *call, const Address *address, Communi
     size_t buffers = (size_t)comm->ranks * comm->ranks * RING_BYTES;
     comm->bytes = whole_pages(sizeof(Segment)) + slots + buffers;
     /* More than the file may have yet, but the common part is there. */
-    void *memory = mmap(NULL, comm->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, file, 0);
+    int shared = MAP_SHARED | MAP_NORESERVE;
+    void *memory = mmap(NULL, comm->bytes, PROT_READ | PROT_WRITE, shared, file, 0);
     if (memory == MAP_FAILED) {
         sim_fail(ACL_ERROR_INTERNAL_ERROR, "%s: cannot map %zu bytes of shared memory: %s", call,
                  comm->bytes, strerror(errno));
@@ -209,7 +210,8 @@ static HcclResult take_seat(Communicator *comm, const char *call) {
 /* The first rank without a seat; `ranks` if there is none. */
 static uint32_t first_missing(Communicator *comm) {
     uint32_t rank = 0;
-    while (rank < comm->ranks && atomic_load(&comm->segment->seats[rank].state) >= SEAT_TAKEN) rank++;
+    const Seat *seats = comm->segment->seats;
+    while (rank < comm->ranks && atomic_load(&seats[rank].state) >= SEAT_TAKEN) rank++;
     return rank;
 }
 
@@ -349,8 +351,8 @@ static HcclResult check_peer(Communicator *comm, Wait *wait, uint32_t peer) {
     if (!wait->stuck || !suspected) return HCCL_SUCCESS;
     if (dead)
         return transport_fail(comm, HCCL_E_REMOTE,
-                              "%s on rank %u: rank %u (process %d) has died", wait->call, comm->rank,
-                              peer, seat->pid);
+                              "%s on rank %u: rank %u (process %d) has died", wait->call,
+                              comm->rank, peer, seat->pid);
     if (left)
         return transport_fail(comm, HCCL_E_REMOTE,
                               "%s on rank %u: rank %u has destroyed its communicator", wait->call,

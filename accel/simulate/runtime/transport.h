@@ -53,7 +53,7 @@ typedef enum {
     GROUP,
 } Operation;
 
-/* What a rank asks for; in a collective all ranks have to ask for the same. NONE: not applicable. */
+/* What a rank asks for; in a collective all have to ask for the same. NONE: not applicable. */
 #define NONE UINT32_MAX
 typedef struct {
     uint32_t operation, dtype, reduction, root;

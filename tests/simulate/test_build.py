@@ -1,0 +1,85 @@
+"""Compiling the runtime: once per content, privately, for whoever comes first."""
+
+import os
+import stat
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from accel import DeviceError
+from accel.simulate import build
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "accel"
+
+
+def test_it_is_compiled_once_and_kept_private(cache, monkeypatch):
+    first = build.runtime_directory()
+    assert first.parent == cache
+    assert {path.name for path in first.glob("*.so")} == {build.MAIN, *build.OTHERS}
+    assert stat.S_IMODE(first.stat().st_mode) == 0o700
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+    monkeypatch.setattr(build, "_compile", lambda *_: pytest.fail("compiled twice"))
+    assert build.runtime_directory() == first
+    assert os.listdir(cache) == [first.name], "nothing else is left"
+
+
+def test_other_content_is_compiled_anew(cache, monkeypatch):
+    first = build.runtime_directory()
+    monkeypatch.setattr(build, "_FLAGS", (*build._FLAGS, "-DOTHER"))
+    assert build.runtime_directory() != first
+
+
+def test_several_at_once(cache):
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: build.runtime_directory(), range(3)))
+    assert len(set(found)) == 1
+    assert os.listdir(cache) == [found[0].name]
+
+
+def test_it_compiles_without_a_warning(tmp_path):
+    sources = sorted(map(str, build.SOURCES.glob("*.c")))
+    command = [build._compiler(), *build._FLAGS, "-Werror", *sources, "-o", tmp_path / "x.so"]
+    result = subprocess.run([*command, *build._LIBRARIES], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(cache, tmp_path, monkeypatch):
+    compiler = tmp_path / "bad-cc"
+    compiler.write_text("#!/bin/sh\necho 'stdint.h: not found' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    with pytest.raises(DeviceError, match=r"stdint\.h: not found"):
+        build.runtime_directory()
+    assert os.listdir(cache) == []
+
+
+def test_no_compiler(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(DeviceError, match="no C compiler"):
+        build.runtime_directory()
+
+
+def test_a_directory_that_others_can_write_is_refused(cache):
+    build.runtime_directory().chmod(0o777)
+    with pytest.raises(DeviceError, match="writable by others"):
+        build.runtime_directory()
+
+
+def test_a_cache_that_cannot_be_made(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(DeviceError, match="XDG_CACHE_HOME"):
+        build.runtime_directory()
+
+
+def test_another_system(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(DeviceError, match="needs Linux"):
+        build.runtime_directory()
