@@ -17,9 +17,11 @@ from accel.errors import DeviceError
 
 SOURCES = Path(__file__).parent / "runtime"
 MAIN = "libascendcl.so"
-# torch_npu is linked against these too; each is empty and refers to MAIN, which has the functions.
+# torch_npu is linked against these too, or opens them; each is empty and refers to MAIN, which has
+# the functions.
 OTHERS = (
     "libhccl.so",
+    "libhcomm.so",
     "libacl_op_compiler.so",
     "libge_runner.so",
     "libgraph.so",

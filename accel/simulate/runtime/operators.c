@@ -15,7 +15,7 @@
 typedef struct {
     int32_t dtype; /* aclDataType */
     int32_t format;
-    int32_t placement; /* 0 device, 1 host */
+    int32_t placement; /* 0 device; 1 host, 2 host whatever its value was at compile time */
     int32_t dimensions;
     int64_t sizes[MAX_DIMENSIONS];
 } aclTensorDesc;
@@ -270,7 +270,8 @@ static bool describe(SimTensor *tensor, const aclTensorDesc *desc, const aclData
     *tensor = (SimTensor){.dtype = desc->dtype, .dimensions = desc->dimensions,
                           .sizes = desc->sizes, .size = buffer ? buffer->size : 0};
     if (!buffer || !buffer->data || !buffer->size) return true;
-    tensor->data = desc->placement == 1 ? buffer->data : sim_bytes(buffer->data, buffer->size, name);
+    bool on_host = desc->placement != 0;
+    tensor->data = on_host ? buffer->data : sim_bytes(buffer->data, buffer->size, name);
     return tensor->data != NULL;
 }
 
