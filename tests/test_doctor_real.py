@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -17,8 +16,8 @@ import pytest
 
 import accel
 from accel.doctor.checks.common import MINIMUM_NUMPY, MINIMUM_TORCH
+from accel.simulate.package import installation_directory
 
-TORCH_NPU = "torch-npu==2.13.0"
 REPOSITORY = Path(__file__).parents[1]
 IMPORT_ROOT = Path(accel.__file__).parents[1]
 MEND = "export TORCH_DEVICE_BACKEND_AUTOLOAD=0"
@@ -71,32 +70,12 @@ def fake_plugin(directory: Path, entry_points: str) -> Path:
     return directory
 
 
-@pytest.fixture(scope="session")
-def torch_npu_without_cann(
-    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A directory with torch_npu, installed by pip without its dependencies; kept between runs."""
-    tag = f"{TORCH_NPU.replace('==', '-')}-{sys.implementation.cache_tag}"
-    kept = pytestconfig.cache.mkdir("doctor") / tag if pytestconfig.cache else None
-    if kept is None or not kept.exists():
-        fresh = tmp_path_factory.mktemp("torch-npu") / tag
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-        command += ["--disable-pip-version-check", "--target", str(fresh), TORCH_NPU]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=600)
-        if result.returncode:
-            pytest.fail(
-                f"{' '.join(command)} failed, so the doctor cannot be tried on a torch_npu without "
-                f"CANN. This test needs a package index with {TORCH_NPU}.\n{result.stderr}"
-            )
-        if kept is None:
-            return fresh
-        partial = Path(f"{kept}.{os.getpid()}")
-        shutil.move(fresh, partial)
-        try:
-            partial.rename(kept)
-        except OSError:  # another test run was first: its copy is as good
-            shutil.rmtree(partial)
-    return kept
+@pytest.fixture
+def torch_npu_without_cann() -> Path:
+    """The directory with torch_npu that ci/setup made, beside the environment's packages."""
+    directory = installation_directory()
+    assert (directory / "torch_npu").is_dir(), "ci/setup installs it: accel simulate --install"
+    return directory
 
 
 def test_healthy_machine() -> None:

@@ -117,6 +117,11 @@ def sampled_pairs() -> list[Pair]:
     ]
 
 
+def recording_pairs() -> list[Pair]:
+    """Of each OpInfo its first dtype, and int64: whose calls show the operands of every overload."""
+    return [pair for pair in pairs() if pair.dtype in (_first_dtype(pair.info), torch.int64)]
+
+
 def check(pair: Pair, most_samples: int | None = None) -> Outcome:
     """Compare a pair on both devices.
 

@@ -14,9 +14,9 @@ _FLOAT64 = "torch_npu casts float64 to float32, so a step between is rounded to 
 # Another algorithm than on the CPU: held to `torch.testing.assert_close`'s tolerances for the
 # dtype, times the factor. For half precision these are few ulps.
 ROUNDED: dict[str, tuple[float, str]] = {
-    "float_power": (1, _FLOAT64),
-    "nn.functional.linear_cross_entropy[chunked]": (16, _BY_DEVICE),
-    "nn.functional.linear_cross_entropy[chunked_none]": (16, _BY_DEVICE),
+    "float_power": (16, _FLOAT64),
+    "nn.functional.linear_cross_entropy[chunked]": (64, _BY_DEVICE),
+    "nn.functional.linear_cross_entropy[chunked_none]": (64, _BY_DEVICE),
 }
 
 _EMPTY = "allocates without writing"
@@ -89,7 +89,7 @@ class Refusal:
 
 REFUSALS = (
     Refusal(
-        "bfloat16|bool|byte|cdouble|cfloat|chalf|char|double|float|half|int|long|short",
+        "bfloat16|bool|byte|cdouble|cfloat|chalf|char|double|float|half|int|long|short|to",
         "NPU raises RuntimeError: Only contiguous_format or preserve_format is supported",
         "torch_npu's `_to_copy` accepts no channels_last",
     ),
@@ -119,8 +119,21 @@ REFUSALS = (
         _FLOAT64 + ": the output asked for cannot be made",
     ),
     Refusal(
-        r"index_reduce\[prod\]|scatter_reduce\[prod\]",
-        "NPU raises RuntimeError: .*(same scalar type|self.dtype to be equal)",
+        r"(index_reduce|scatter_reduce)\[prod\]|nn.functional.linear_cross_entropy\[chunked.*\]",
+        "NPU raises RuntimeError: .*(same scalar type|self.dtype to be equal|to have same dtype)",
         _FLOAT64 + ", which then meets a float64 operand",
     ),
 )
+
+_CONTROL = "torch_npu's own code, which computes nothing; "
+# Kernels that no call of the comparison reaches.
+NOT_REACHED: dict[str, str] = {
+    "aten::quantize_per_channel": "raises: torch_npu has no `empty_quantized` for the result",
+    "aten::quantize_per_tensor": "raises: torch_npu has no `empty_quantized` for the result",
+    "aten::_copy_from_and_resize": "the fallback to the CPU calls it for out= arguments",
+    "aten::set_.source_Storage_storage_offset": _CONTROL + "every operand is made with it",
+    "aten::set_.source_Storage": _CONTROL + "takes a storage",
+    "aten::_pin_memory": _CONTROL + "takes host memory",
+    "aten::is_pinned": _CONTROL + "takes host memory",
+    "aten::record_stream": _CONTROL + "takes a stream",
+}

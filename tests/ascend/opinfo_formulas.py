@@ -209,7 +209,6 @@ FORMULAS: dict[str, Formula] = {
     "matmul_backward": Formula(
         lambda: (values(2, 3, 5), values(2, 3, 4), values(4, 5), [True, True]),
         _matmul_backward,
-        torch.ops.aten.matmul_backward,
     ),
     "batch_norm_stats": Formula(lambda: (_batch(), EPS), _statistics),
     "batch_norm_elemt": Formula(

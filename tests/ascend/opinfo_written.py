@@ -84,16 +84,9 @@ WRITTEN: dict[str, Callable[[], tuple[Any, ...]]] = {
         *_adam_lists(), [s.clone() for s in _STEPS], _adam(lr=torch.tensor(0.1)),
     ),
     "_fused_adamw_": lambda: (*_adam_lists(), [s.clone() for s in _STEPS], _adam()),
-    "_fused_adamw_.tensor_lr": lambda: (
-        *_adam_lists(), [s.clone() for s in _STEPS], _adam(lr=torch.tensor(0.1)),
-    ),
     "_fused_sgd_": lambda: ([_t(3, 4)], [_t(3, 4)], [_t(3, 4) * 2], _sgd()),
     "_fused_sgd_.tensor_lr": lambda: (
         [_t(3, 4)], [_t(3, 4)], [_t(3, 4) * 2], {**_sgd(), "lr": torch.tensor(0.1)},
-    ),
-    "_fused_adagrad_": lambda: (
-        [_t(3, 4)], [_t(3, 4)], [_pos(3, 4)], [torch.tensor(2.0)],
-        {"lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.1, "eps": 1e-8, "maximize": False},
     ),
     "_masked_softmax": lambda: (_t(2, 3, 4, 4), _t(2, 3, 4, 4) > 0.5, 3, 2),
     "_pack_padded_sequence": lambda: (_t(4, 3, 2), torch.tensor([4, 2, 1]), False),
@@ -178,10 +171,6 @@ WRITTEN: dict[str, Callable[[], tuple[Any, ...]]] = {
     "normal.float_Tensor": lambda: (0.5, _pos(20)),
     "normal.float_Tensor_out": lambda: (0.5, _pos(20), {"out": torch.empty(20)}),
     "one_hot": lambda: (torch.tensor([0, 2, 1]), 4),
-    "quantize_per_channel": lambda: (
-        _t(3, 4), torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0, 1, 2]), 0, torch.qint8,
-    ),
-    "quantize_per_tensor": lambda: (_t(3, 4), 0.1, 3, torch.quint8),
     "random_": lambda: (_t(20),),
     "random_.to": lambda: (_t(20), 9),
     "random_.from": lambda: (_t(20), 3, 9),

@@ -12,7 +12,7 @@ from accel.simulate.library import Runtime, current_runtime
 
 TYPE = "npu"
 CPU = torch.device("cpu")
-_construct_storage = torch._C._construct_storage_from_data_pointer
+_construct_storage: Any = torch._C._construct_storage_from_data_pointer
 _runtime: Runtime | None = None
 
 
@@ -54,13 +54,11 @@ def host_view(tensor: Tensor, storages: dict[int, UntypedStorage] | None = None)
         view.set_(view.untyped_storage(), 0, tensor.size(), tensor.stride())
         return mark_lazy(view, tensor)
     address = runtime().host_address(storage.data_ptr(), size)
-    shared = None if storages is None else storages.get(address)
-    if shared is None:
-        shared = _construct_storage(address, CPU, size)
-        if storages is not None:
-            storages[address] = shared
+    storages = {} if storages is None else storages
+    if address not in storages:
+        storages[address] = _construct_storage(address, CPU, size)
     view.set_(
-        shared,
+        storages[address],
         tensor.storage_offset(),
         tensor.size(),
         tensor.stride(),
@@ -69,7 +67,7 @@ def host_view(tensor: Tensor, storages: dict[int, UntypedStorage] | None = None)
 
 
 def mark_lazy(tensor: Tensor, like: Tensor) -> Tensor:
-    """Give a tensor the conjugate and negative bits of another: torch applies them when it reads."""
+    """Give a tensor another's conjugate and negative bits: torch applies them when it reads."""
     if like.is_conj() != tensor.is_conj():
         torch._C._set_conj(tensor, like.is_conj())
     if like.is_neg() != tensor.is_neg():

@@ -79,13 +79,18 @@ def matmul_backward(
     grad: Tensor, self: Tensor, other: Tensor, mask: list[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of `torch.matmul`, those that `mask` asks for."""
-    with torch.enable_grad():
-        inputs = [self.detach().requires_grad_(), other.detach().requires_grad_()]
-        product = torch.matmul(*inputs)
-    wanted = [tensor for tensor, asked in zip(inputs, mask, strict=True) if asked]
-    found = iter(torch.autograd.grad(product, wanted, grad) if wanted else ())
-    first, second = (next(found) if asked else None for asked in mask)
-    return first, second
+    # By formula: kernels run below autograd. A vector is a matrix of one row or one column.
+    first = self.unsqueeze(0) if self.dim() == 1 else self
+    second = other.unsqueeze(-1) if other.dim() == 1 else other
+    grad = grad.unsqueeze(-1) if other.dim() == 1 else grad
+    grad = grad.unsqueeze(-2) if self.dim() == 1 else grad
+    wanted_first, wanted_second = mask
+    grad_first = grad_second = None
+    if wanted_first:
+        grad_first = (grad @ second.mH).sum_to_size(first.shape).view(self.shape)
+    if wanted_second:
+        grad_second = (first.mH @ grad).sum_to_size(second.shape).view(other.shape)
+    return grad_first, grad_second
 
 
 # --- synchronized batch normalisation: input [N, C, ...], statistics [C], counts [world] ----------
