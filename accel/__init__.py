@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from accel import numerics as numerics
     from accel import precision as precision
     from accel import report as report
+    from accel import simulate as simulate
     from accel import testing as testing
     from accel.attention import AttentionState as AttentionState
     from accel.attention import segmented_attention as segmented_attention
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from accel.dispatch import use_backend as use_backend
 
 _SUBMODULES = frozenset(
-    {"attention", "devices", "dispatch", "numerics", "precision", "report", "testing"}
+    {"attention", "devices", "dispatch", "numerics", "precision", "report", "simulate", "testing"}
 )
 
 # Where each public name lives. A structure test compares this with the imports above.
@@ -111,6 +112,7 @@ __all__ = [
     "reset_peak_memory_stats",
     "segmented_attention",
     "set_device",
+    "simulate",
     "synchronize",
     "testing",
     "use_backend",

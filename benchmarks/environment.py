@@ -1,6 +1,7 @@
 """What every result file states: machine, versions, commit and command."""
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -24,11 +25,14 @@ def describe() -> dict[str, Any]:
         capture_output=True,
         text=True,
     )
+    simulated = {"simulated": os.environ["ACCEL_SIMULATE"]} if accel.simulate.active() else {}
     return {
         "commit": commit.stdout.strip() or None,
         "changed_since_commit": bool(changed.stdout.strip()),
         "command": " ".join(["python", Path(sys.argv[0]).as_posix(), *sys.argv[1:]]),
         "device": accel.current_device().name,
+        **simulated,  # the device computes on the host
+        "host": accel.devices.CpuDevice().name,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -321,6 +321,9 @@ def test_the_wheel_holds_both_packages_and_nothing_else(tmp_path) -> None:
         relative = source.relative_to(ROOT).as_posix().removeprefix("kernels/")
         assert relative in names
     assert {"accel/py.typed", "accel_kernels/py.typed"} <= set(names)
+    runtime = {path.name for path in (ROOT / "accel/simulate/runtime").iterdir()}
+    assert {f"accel/simulate/runtime/{name}" for name in runtime} <= set(names)
+    assert "accel/simulate/limits/operator_dtypes.json" in names
     # The wheel's own contents, not the checkout, run an operation.
     code = (
         "import accel, accel_kernels, torch; t = torch.ones(1, 1, 2, 2);"

@@ -90,8 +90,7 @@ def plan_of(operator: Any) -> Plan:
         outputs=frozenset(outputs),
         returns=tuple(returns),
         generator=generator,
-        is_random=torch.Tag.nondeterministic_seeded in operator.tags
-        or operator.name() in _RANDOM,
+        is_random=torch.Tag.nondeterministic_seeded in operator.tags or operator.name() in _RANDOM,
         host_operands=operator.name() in _HOST_OPERANDS,
         host_results=_HOST_RESULTS.get(operator.name(), frozenset()),
     )
