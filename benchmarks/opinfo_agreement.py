@@ -42,7 +42,7 @@ def compare(index: int) -> dict[str, Any]:
         "pair": pair.name,
         "calls": outcome.calls,
         "misses": outcome.misses,
-        "refusals": outcome.refusals,
+        "deviations": outcome.deviations,
         "reached": outcome.reached,
     }
 
@@ -126,29 +126,29 @@ def coverage(by_samples: set[str], reached: set[str]) -> dict[str, Any]:
 
 def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
     misses = [item for item in found if item["misses"]]
-    refused = [item for item in found if item["refusals"] and not item["misses"]]
+    deviating = [item for item in found if item["deviations"] and not item["misses"]]
     total = len(found)
-    differing = sum(len(item["misses"]) + len(item["refusals"]) for item in found)
+    differing = sum(len(item["misses"]) + len(item["deviations"]) for item in found)
     calls = sum(item["calls"] for item in found)
     return {
         "pairs": total,
-        "pairs_agreeing_in_every_call": total - len(misses) - len(refused),
-        "pairs_agreeing_but_for_errors_of_the_real_torch_npu": len(refused),
+        "pairs_agreeing_in_every_call": total - len(misses) - len(deviating),
+        "pairs_agreeing_but_for_deviations_of_the_real_torch_npu": len(deviating),
         "pairs_differing": len(misses),
-        "share_agreeing_in_every_call": round((total - len(misses) - len(refused)) / total, 4),
+        "share_agreeing_in_every_call": round((total - len(misses) - len(deviating)) / total, 4),
         "share_agreeing_with_the_real_torch_npu": round((total - len(misses)) / total, 4),
         "calls": calls,
         "calls_agreeing": calls - differing,
         "share_of_calls_agreeing": round((calls - differing) / calls, 5),
-        "errors_of_the_real_torch_npu": _by_reason(refused),
+        "deviations_of_the_real_torch_npu": _by_reason(deviating),
         "differences": {item["pair"]: item["misses"] for item in misses},
     }
 
 
-def _by_reason(refused: list[dict[str, Any]]) -> dict[str, list[str]]:
+def _by_reason(deviating: list[dict[str, Any]]) -> dict[str, list[str]]:
     reasons: dict[str, set[str]] = {}
-    for item in refused:
-        for reason in item["refusals"].values():
+    for item in deviating:
+        for reason in item["deviations"].values():
             reasons.setdefault(reason, set()).add(item["pair"])
     return {reason: sorted(names) for reason, names in sorted(reasons.items())}
 

@@ -1,7 +1,7 @@
 """What the simulated Ascend covers and costs: kernels by kind, and training steps against the CPU.
 
 The peer in the same run is the same model on the CPU with the same number of threads: the ratio is
-the simulator's overhead and says nothing of a chip's speed. Run: python benchmarks/simulated_ascend.py
+the simulator's overhead and says nothing of a chip's speed.
 """
 
 from __future__ import annotations

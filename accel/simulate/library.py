@@ -59,6 +59,7 @@ OperatorHandler = ctypes.CFUNCTYPE(
     ctypes.c_char_p,
 )
 
+_JIT_COMPILE = 10  # ACL_OP_JIT_COMPILE of aclCompileOpt: torch_npu asks for the chip's default
 DIRECTIONS = ("host to host", "host to device", "device to host", "device to device")
 
 
@@ -169,6 +170,7 @@ def load(machine: Machine) -> Runtime:
     )
     if library.sim_configure(ctypes.byref(config)) != 0:
         raise RuntimeError(runtime.last_error())
+    library.aclSetCompileopt(_JIT_COMPILE, b"enable" if profile.jit_compile else b"disable")
     _runtime = runtime
     return runtime
 

@@ -29,6 +29,7 @@ one = torch.ones((), device="npu")
 facts["fp8"] = works(lambda: torch._scaled_mm(e4m3(), e4m3().t(), one, one, out_dtype=torch.bfloat16))
 double = torch.ones(3, device="npu").double()
 facts["double"] = str(double.dtype)
+facts["jit"] = not torch.npu.is_jit_compile_false()
 print(json.dumps(facts))
 """
 
@@ -45,6 +46,7 @@ def test_a_chip_is_what_its_profile_says(run_simulated, name):
     assert (facts["bfloat16"] is True) == profile.bfloat16, facts
     assert (facts["fp8"] is True) == profile.fp8, facts
     assert facts["double"] == "torch.float32", "torch_npu's own rule"
+    assert facts["jit"] == profile.jit_compile
     if not profile.bfloat16:
         assert "does not compute in it" in facts["bfloat16"]
     if not profile.fp8:
