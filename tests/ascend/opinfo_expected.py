@@ -108,11 +108,6 @@ DEVIATIONS = (
         "torch_npu's `_to_copy` accepts no channels_last",
     ),
     Deviation(
-        "addbmm",
-        "in place: CPU gives .*NPU raises RuntimeError: Trying to resize storage",
-        "torch's CPU kernel enlarges a broadcast operand in place; device memory is not resizable",
-    ),
-    Deviation(
         "conj_physical|svd",
         "NPU raises RuntimeError: .*DispatchStub",
         "torch's `conj_physical_` for complex numbers has no kernel for torch_npu's device",

@@ -37,6 +37,9 @@ _RANDOM = frozenset(
     {"npu::npu_fusion_attention", "npu::npu_fusion_attention_v2", "npu::npu_fusion_attention_v3"}
 )
 
+# In place, and yet it gives a broadcast operand the size of the result.
+_RESIZING = frozenset({"aten::addbmm_"})
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -147,6 +150,9 @@ class Call:
         if name in self.plan.outputs:
             return self.lower_output(value)
         view = memory.host_view(value, self.storages)
+        if name in self.plan.written and self.plan.name in _RESIZING:
+            view = view.clone()
+            self.fresh.append((value, view))
         if value.dtype in unsupported_dtypes:
             raise RuntimeError(
                 f"{self.plan.name} does not support {value.dtype} on the simulated "
