@@ -75,8 +75,9 @@ def child_environment(machine: Machine) -> dict[str, str]:
     build.runtime_directory()
     # First, so that Python runs our sitecustomize, which calls the one it hides.
     paths = [str(_STARTUP), *(str(path) for path in (overlay, *_checkout()) if path)]
-    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    paths += [entry for entry in inherited if entry and entry not in paths]
+    # An empty entry is the current directory, and stays; no variable is no entry.
+    inherited = os.environ["PYTHONPATH"].split(os.pathsep) if os.environ.get("PYTHONPATH") else []
+    paths += [entry for entry in inherited if entry not in paths]
     return {
         VARIABLE: machine.to_text(),
         "PYTHONPATH": os.pathsep.join(paths),

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -52,16 +53,19 @@ def runtime_directory() -> Path:
             "run it in a Linux container"
         )
     target = cache_directory() / f"ascend-{_content()}"
-    if (target / OTHERS[-1]).is_file():
-        _check_private(target)
-        return target
-    compiler = _compiler()
-    with _private_directory(target.parent) as scratch:
-        _compile(compiler, scratch)
-        # Another process may have been faster; its result is the same.
-        with contextlib.suppress(OSError):
-            scratch.rename(target)
+    if not target.exists():
+        compiler = _compiler()
+        with _private_directory(target.parent) as scratch:
+            _compile(compiler, scratch)
+            # Another process may have been faster; its result is the same. A directory appears
+            # whole or not at all.
+            with contextlib.suppress(OSError):
+                scratch.rename(target)
+    _check_private(target.parent)
     _check_private(target)
+    missing = [name for name in (MAIN, *OTHERS) if not (target / name).is_file()]
+    if missing:
+        raise DeviceError(f"{target} lacks {', '.join(missing)}: remove it, it is made anew")
     return target
 
 
@@ -73,10 +77,18 @@ def _content() -> str:
     return digest.hexdigest()[:16]
 
 
-def _compiler() -> str:
-    for name in filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")):
+def _compiler() -> list[str]:
+    """The compiler's command: the one that CC names, with its options, or the first that is here."""
+    named = shlex.split(os.environ.get("CC", ""))
+    if named:
+        if shutil.which(named[0]):
+            return named
+        raise DeviceError(
+            f"CC names the C compiler {named[0]!r}, which is not there: mend or unset CC"
+        )
+    for name in ("cc", "gcc", "clang"):
         if found := shutil.which(name):
-            return found
+            return [found]
     raise DeviceError(
         "the simulated Ascend is compiled on first use and found no C compiler (cc, gcc or clang, "
         "or the one that CC names): install one, on Debian with `apt-get install gcc libc6-dev`"
@@ -102,23 +114,23 @@ def _private_directory(parent: Path) -> Iterator[Path]:
 
 def _check_private(target: Path) -> None:
     """Code is loaded from here, so nobody else may be able to put it there."""
-    state = target.stat()
-    if state.st_uid != os.getuid() or state.st_mode & 0o022:
+    state = target.lstat()
+    if target.is_symlink() or state.st_uid != os.getuid() or state.st_mode & 0o022:
         raise DeviceError(
-            f"{target} belongs to somebody else or is writable by others, and code would be loaded "
-            "from it: remove it, or set XDG_CACHE_HOME to a directory of yours"
+            f"{target} is a link, belongs to somebody else or is writable by others, and code would "
+            "be loaded from it: remove it, or set XDG_CACHE_HOME to a directory of yours"
         )
 
 
-def _compile(compiler: str, scratch: Path) -> None:
+def _compile(compiler: list[str], scratch: Path) -> None:
     sources = sorted(str(path) for path in SOURCES.glob("*.c"))
     main = scratch / MAIN
-    _run(compiler, *_FLAGS, *sources, f"-Wl,-soname,{MAIN}", "-o", str(main), *_LIBRARIES)
+    _run(*compiler, *_FLAGS, *sources, f"-Wl,-soname,{MAIN}", "-o", str(main), *_LIBRARIES)
     empty = scratch / "empty.c"
     empty.write_text("typedef int nothing;\n")
     for name in OTHERS:
         linked = ("-Wl,--no-as-needed", str(main), f"-Wl,-soname,{name}")
-        _run(compiler, "-shared", "-fPIC", str(empty), *linked, "-o", str(scratch / name))
+        _run(*compiler, "-shared", "-fPIC", str(empty), *linked, "-o", str(scratch / name))
 
 
 def _run(*command: str) -> None:

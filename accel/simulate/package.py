@@ -86,17 +86,25 @@ def install() -> Path:
     """
     version = torch_version()
     target = installation_directory()
-    if target.exists():
-        shutil.rmtree(target)
+    fresh = target.with_name(f"{target.name}.new-{os.getpid()}")
     command = [
-        *(sys.executable, "-m", "pip", "install", "--no-deps"),
-        *("--disable-pip-version-check", "--target", str(target), f"torch-npu=={version}"),
+        *(sys.executable, "-m", "pip", "install", "--no-deps", "--disable-pip-version-check"),
+        *("--target", str(fresh), f"torch-npu=={version}"),
     ]
-    if subprocess.run(command).returncode:
-        raise DeviceError(
-            f"pip could not install torch-npu {version} (above); torch-npu exists for torch "
-            "releases from 2.1 on, one each, and for Linux only"
-        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if subprocess.run(command).returncode:
+            raise DeviceError(
+                f"pip could not install torch-npu {version} (above); torch-npu exists for torch "
+                "releases from 2.1 on, one each, and for Linux only"
+            )
+        # What worked before stays until there is something to put in its place.
+        shutil.rmtree(target, ignore_errors=True)
+        fresh.rename(target)
+    except OSError as error:
+        raise DeviceError(f"cannot put torch-npu into {target}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
     return target
 
 

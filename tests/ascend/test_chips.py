@@ -41,7 +41,9 @@ def test_a_chip_is_what_its_profile_says(run_simulated, name):
     facts = json.loads(result.stdout)
     profile = chip(name)
     assert facts["name"] == profile.soc_name
-    assert facts["memory"] == profile.memory_bytes // 2**20 or facts["memory"] == profile.memory_bytes
+    assert (
+        facts["memory"] == profile.memory_bytes // 2**20 or facts["memory"] == profile.memory_bytes
+    )
     assert facts["cubes"] == profile.cube_cores
     assert (facts["bfloat16"] is True) == profile.bfloat16, facts
     assert (facts["fp8"] is True) == profile.fp8, facts
@@ -64,11 +66,15 @@ def test_float64_becomes_float32_with_torch_npus_warning(run_simulated):
 
 def test_hf32_keeps_eleven_bits_and_rounds_half_to_even():
     step = 2.0**-11
-    values = torch.tensor([1 + step, 1 + step / 2, 1 + 3 * step / 2, 1 + 0.51 * step, -1 - step / 4])
+    values = torch.tensor(
+        [1 + step, 1 + step / 2, 1 + 3 * step / 2, 1 + 0.51 * step, -1 - step / 4]
+    )
     expected = torch.tensor([1 + step, 1.0, 1 + 2 * step, 1 + step, -1.0])
     assert (faithful.to_hf32(values) == expected).all()
     special = torch.tensor([float("inf"), float("-inf"), 0.0, -0.0])
-    assert faithful.to_hf32(special).view(torch.int32).tolist() == special.view(torch.int32).tolist()
+    assert (
+        faithful.to_hf32(special).view(torch.int32).tolist() == special.view(torch.int32).tolist()
+    )
     assert faithful.to_hf32(torch.tensor(float("nan"))).isnan()
     x = torch.randn(1000)
     assert (faithful.to_hf32(x) - x).abs().div(x.abs()).max() <= step / 2

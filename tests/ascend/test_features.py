@@ -106,7 +106,9 @@ def test_save_and_load(target):
     expected = torch.device(target or "npu:0")
     for name, value in state.items():
         assert value.device.type == expected.type
-        assert value.device.index == (expected.index if expected.type == "cpu" else expected.index or 0)
+        assert value.device.index == (
+            expected.index if expected.type == "cpu" else expected.index or 0
+        )
         assert (value.cpu() == model.state_dict()[name].cpu()).all()
 
 
@@ -234,6 +236,62 @@ def test_sdpa_forward_and_backward(mask, dtype):
     for mine, theirs in zip(run(NPU), run("cpu"), strict=True):
         assert mine.dtype == dtype
         torch.testing.assert_close(mine.cpu(), theirs, rtol=0, atol=0)
+
+
+SHAPES = {  # query, key, value, mask
+    "grouped heads": ((2, 4, 7, 8), (2, 2, 7, 8), (2, 2, 7, 8), (7, 7)),
+    "three dimensions": ((3, 7, 8), (3, 7, 8), (3, 7, 8), (3, 7, 7)),
+    "two dimensions": ((7, 8), (9, 8), (9, 8), (7, 9)),
+    "five dimensions": ((2, 2, 2, 7, 8), (2, 2, 2, 7, 8), (2, 2, 2, 7, 8), (7, 7)),
+    "other value size": ((2, 3, 7, 8), (2, 3, 7, 8), (2, 3, 7, 5), (2, 1, 7, 7)),
+    "broadcast keys": ((2, 3, 7, 8), (1, 3, 7, 8), (1, 3, 7, 8), (7, 7)),
+}
+
+
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sdpa_by_the_formula_with_a_boolean_mask(shape, strided):
+    torch.manual_seed(4)
+    *shapes, mask_shape = SHAPES[shape]
+    tensors = [torch.randn(s) for s in shapes]
+    if strided:
+        tensors = [t.transpose(-1, -2).contiguous().transpose(-1, -2) for t in tensors]
+    mask = torch.rand(mask_shape) > 0.3
+    mask[..., 0] = True
+    options = {"enable_gqa": True} if shape == "grouped heads" else {}
+
+    def run(device):
+        leaves = [t.to(device).requires_grad_() for t in tensors]
+        out = F.scaled_dot_product_attention(*leaves, attn_mask=mask.to(device), **options)
+        out.square().sum().backward()
+        return [out, *(leaf.grad for leaf in leaves)]
+
+    for mine, theirs in zip(run(NPU), run("cpu"), strict=True):
+        torch.testing.assert_close(mine.cpu(), theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_sdpa_with_dropout_and_a_boolean_mask():
+    keys = 16
+    query, key = torch.randn(1, 1, 8, 4, device=NPU), torch.randn(1, 1, keys, 4, device=NPU)
+    value = torch.eye(keys, device=NPU)[None, None]  # the output is the weights
+    allowed = torch.arange(keys, device=NPU) % 2 == 0
+    out = F.scaled_dot_product_attention(query, key, value, allowed.expand(8, keys), dropout_p=0.5)
+    assert (out[..., ~allowed] == 0).all()
+    assert (out[..., allowed] == 0).any()
+    assert (out[..., allowed] != 0).any()
+
+
+def test_sdpa_does_not_fall_back(run_simulated):
+    """On a chip attention is a kernel of its own; no warning may say otherwise."""
+    result = run_simulated(
+        """
+        import torch
+        x = torch.randn(1, 2, 8, 4, device="npu", requires_grad=True)
+        torch.nn.functional.scaled_dot_product_attention(x, x, x).sum().backward()
+        """
+    )
+    assert result.returncode == 0
+    assert "fall back" not in result.stderr
 
 
 def test_sdpa_takes_no_quadratic_memory():

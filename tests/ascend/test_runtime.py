@@ -162,6 +162,34 @@ def test_the_host_cannot_touch_device_memory(run_simulated):
     assert "the host touched device memory directly" in result.stderr
 
 
+def test_a_fork_cannot_use_the_devices_of_its_parent(run_simulated):
+    result = run_simulated(
+        """
+        import os, torch
+        x = torch.ones(1000, device="npu")
+        big = torch.ones(4 << 20, device="npu")
+        child = os.fork()
+        if child == 0:
+            refused = 0
+            for use in (lambda: x.add_(41), lambda: x.cpu(), lambda: torch.npu.mem_get_info(),
+                        lambda: torch.full((8 << 20,), 1.0, device="npu")):
+                try:
+                    use()
+                except RuntimeError as error:
+                    refused += "fork" in str(error).lower()
+            del big
+            try:
+                torch.npu.empty_cache()
+            except RuntimeError:
+                pass
+            os._exit(10 + refused)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        print(status, x.sum().item(), big.sum().item())
+        """
+    )
+    assert result.stdout.split() == ["14", "1000.0", str(float(4 << 20))], result.stderr
+
+
 def test_memory_goes_back_to_the_host():
     def resident():
         pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -281,6 +309,15 @@ def test_counters(runtime):
         lambda a, b: a.copy_(b) + b,
         lambda a, b: torch.mm(a, b, out=torch.empty(4, 4)),
         lambda a, b: torch._foreach_add([a], [b]),
+        lambda a, b: a.__setitem__(a > 0, b[b > 0]),
+        lambda a, b: a.index_put_((torch.tensor([0]),), b[:1]),
+        lambda a, b: b[torch.tensor([0], device=NPU)],
+        lambda a, b: torch.sum(a, 0, out=torch.empty(())),
+        lambda a, b: torch.add(a, a, out=torch.empty(0)),
+        lambda a, b: torch.tensor(1.0).add_(a.sum()),
+        lambda a, b: torch.stack([a.sum(), b.sum()]),
+        lambda a, b: torch.nn.functional.embedding(torch.tensor(1), a),
+        lambda a, b: torch.ones(3, device=NPU) + torch.tensor(1.0, device="npu:1"),
     ],
 )
 def test_operands_on_the_host_are_refused(call):
@@ -295,3 +332,10 @@ def test_what_is_legal_across_devices():
     assert (a[torch.tensor([2, 0])].cpu()[0, 0]) == 8, "an index on the host"
     a[torch.tensor([0])] = torch.zeros(4, device=NPU)
     assert a.cpu()[0].sum() == 0
+    a[a == 6] = torch.tensor(-1.0)
+    assert a.cpu()[1, 2] == -1, "a number on the host"
+    number = torch.tensor(2.0)
+    assert (a.clamp(max=number).cpu().max()) == 2
+    assert torch.where(a > 0, a, number).min().item() > 0
+    assert (torch._foreach_mul([a], number)[0].cpu() == a.cpu() * 2).all()
+    assert a.masked_fill(a > 0, number).device == NPU

@@ -154,7 +154,9 @@ def rms(x, gamma, epsilon=1e-6):
 
 def test_rms_norm():
     check(lambda x, g: torch_npu.npu_rms_norm(x, g)[0], rms, (3, 5, 8), (8,))
-    check(lambda x, g: torch_npu.npu_rms_norm(x, g, 0.1)[0], lambda x, g: rms(x, g, 0.1), (4, 8), (8,))
+    check(
+        lambda x, g: torch_npu.npu_rms_norm(x, g, 0.1)[0], lambda x, g: rms(x, g, 0.1), (4, 8), (8,)
+    )
 
 
 def test_swiglu():

@@ -44,7 +44,7 @@ def test_several_at_once(cache):
 
 def test_it_compiles_without_a_warning(tmp_path):
     sources = sorted(map(str, build.SOURCES.glob("*.c")))
-    command = [build._compiler(), *build._FLAGS, "-Werror", *sources, "-o", tmp_path / "x.so"]
+    command = [*build._compiler(), *build._FLAGS, "-Werror", *sources, "-o", tmp_path / "x.so"]
     result = subprocess.run([*command, *build._LIBRARIES], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
@@ -57,6 +57,39 @@ def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(cache, tmp_path, mon
     with pytest.raises(DeviceError, match=r"stdint\.h: not found"):
         build.runtime_directory()
     assert os.listdir(cache) == []
+
+
+def test_a_compiler_that_is_named_and_not_there(cache, monkeypatch):
+    monkeypatch.setenv("CC", "/nonexistent/cc -m64")
+    with pytest.raises(DeviceError, match="/nonexistent/cc"):
+        build.runtime_directory()
+
+
+def test_options_in_cc(cache, monkeypatch):
+    monkeypatch.setenv("CC", "cc -g0")
+    assert build.runtime_directory().is_dir()
+
+
+def test_a_damaged_cache_is_named(cache):
+    directory = build.runtime_directory()
+    (directory / build.OTHERS[0]).unlink()
+    with pytest.raises(DeviceError, match=f"lacks {build.OTHERS[0]}"):
+        build.runtime_directory()
+
+
+def test_a_link_in_the_cache_is_refused(cache, tmp_path):
+    directory = build.runtime_directory()
+    directory.rename(tmp_path / "elsewhere")
+    directory.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DeviceError, match="is a link"):
+        build.runtime_directory()
+
+
+def test_a_cache_that_others_can_write_is_refused(cache):
+    build.runtime_directory()
+    cache.chmod(0o777)
+    with pytest.raises(DeviceError, match="writable by others"):
+        build.runtime_directory()
 
 
 def test_no_compiler(cache, tmp_path, monkeypatch):

@@ -13,6 +13,11 @@ import torch
 from torch import Tensor
 
 COMPOSITE = "CompositeImplicitAutograd"
+# What attention calls below autograd; registered for the chip, so that nothing falls back.
+HELPERS = (
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
+)
 _FLASH = 1  # SDPBackend.FLASH_ATTENTION: on a CPU torch's fused kernel
 
 
@@ -43,10 +48,10 @@ def scaled_dot_product_attention(
 ) -> Tensor:
     """The kernel that torch would choose for the same tensors on a CPU: fused or by the formula."""
     aten = torch.ops.aten
+    attn_mask = _as_bias(attn_mask, query)
     if _fused(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa):
-        mask = _as_bias(attn_mask, query)
         fused: Tensor = aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, dropout_p, is_causal, attn_mask=mask, scale=scale
+            query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
         )[0]
         return fused
     out: Tensor = aten._scaled_dot_product_attention_math(
@@ -92,7 +97,7 @@ def _with_rows(tensor: Tensor) -> Tensor:
 
 
 def _as_bias(mask: Tensor | None, query: Tensor) -> Tensor | None:
-    """A Boolean mask as what is added to the scores, as torch does before its fused kernel."""
+    """A Boolean mask as what is added to the scores, as torch does first of all."""
     if mask is None or mask.dtype != torch.bool:
         return mask
     bias = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device)

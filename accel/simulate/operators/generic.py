@@ -20,13 +20,22 @@ Kernel = Callable[..., Any]
 
 # What the simulated chip does not compute in; set when the operators are registered.
 unsupported_dtypes: set[torch.dtype] = set()
-# These take indices or lengths from the CPU, on every device.
-_HOST_OPERANDS = frozenset(
-    {"aten::index.Tensor", "aten::index_put_", "aten::index_put", "aten::_index_put_impl_",
-     "aten::_unsafe_index.Tensor", "aten::_unsafe_index_put", "aten::index.Tensor_out",
-     "aten::_pack_padded_sequence", "aten::_pack_padded_sequence_backward",
-     "aten::_pad_packed_sequence"}
-)  # fmt: skip
+# Arguments that may be on the CPU, on every device: indices and lengths.
+_INDICES = frozenset({"indices"})
+_HOST_ARGUMENTS = {
+    "aten::index.Tensor": _INDICES,
+    "aten::index.Tensor_out": _INDICES,
+    "aten::index_put": _INDICES,
+    "aten::index_put_": _INDICES,
+    "aten::_index_put_impl_": _INDICES,
+    "aten::_unsafe_index.Tensor": _INDICES,
+    "aten::_unsafe_index_put": _INDICES,
+    "aten::_pack_padded_sequence": frozenset({"lengths"}),
+    "aten::_pack_padded_sequence_backward": frozenset({"batch_sizes"}),
+    "aten::_pad_packed_sequence": frozenset({"batch_sizes"}),
+}
+# Besides pointwise operators these take a number as a tensor without dimensions on the CPU.
+_TAKE_NUMBERS = ("fill", "index_put", "_foreach", "_fused_ada", "_fused_sgd", "_amp_")
 # Results that stay on the CPU, by position.
 _HOST_RESULTS = {
     "aten::_pack_padded_sequence": frozenset({1}),
@@ -53,7 +62,8 @@ class Plan:
         returns: For each result the argument that it is, or None for a new one.
         generator: The name of the generator argument, or None.
         is_random: It draws random numbers.
-        host_operands: Operands on the CPU are legal.
+        host_arguments: Names of the arguments that may be on the CPU.
+        takes_numbers: An operand may be a tensor without dimensions on the CPU.
         host_results: Positions of results that stay on the CPU.
     """
 
@@ -64,7 +74,8 @@ class Plan:
     returns: tuple[str | None, ...]
     generator: str | None
     is_random: bool
-    host_operands: bool
+    host_arguments: frozenset[str]
+    takes_numbers: bool
     host_results: frozenset[int]
 
 
@@ -94,7 +105,9 @@ def plan_of(operator: Any) -> Plan:
         returns=tuple(returns),
         generator=generator,
         is_random=torch.Tag.nondeterministic_seeded in operator.tags or operator.name() in _RANDOM,
-        host_operands=operator.name() in _HOST_OPERANDS,
+        host_arguments=_HOST_ARGUMENTS.get(operator.name(), frozenset()),
+        takes_numbers=torch.Tag.pointwise in operator.tags
+        or any(part in operator.name() for part in _TAKE_NUMBERS),
         host_results=_HOST_RESULTS.get(operator.name(), frozenset()),
     )
 
@@ -121,7 +134,7 @@ class Call:
             elif isinstance(value, Tensor) and memory.is_device(value):
                 if self.device is None:
                     self.device = value.device
-                elif value.device != self.device and value.dim() > 0:
+                elif value.device != self.device:
                     raise wrong_device(self.plan.name, self.device, value.device)
             elif isinstance(value, torch.device) and value.type == memory.TYPE:
                 self.device = self.device or value
@@ -142,10 +155,8 @@ class Call:
     def lower_tensor(self, name: str, value: Tensor) -> Tensor:
         """A CPU view of a tensor argument; for an output a new tensor that may be resized."""
         if not memory.is_device(value):
-            if value.dim() == 0 or value.device.type == "meta" or self.plan.host_operands:
+            if self.may_be_elsewhere(name, value):
                 return value
-            if value.numel() == 0 and value.dim() == 1:
-                return value  # torch's way to say that an optional tensor is not given
             raise wrong_device(self.plan.name, self.device, value.device)
         if name in self.plan.outputs:
             return self.lower_output(value)
@@ -161,6 +172,18 @@ class Call:
         self.originals[view.untyped_storage().data_ptr()] = value
         self.views[id(value)] = view
         return view
+
+    def may_be_elsewhere(self, name: str, value: Tensor) -> bool:
+        """Whether an operand that is not on a chip is legal there."""
+        plan = self.plan
+        if name in plan.written or name in plan.outputs:
+            return False
+        if value.device.type == "meta" or name in plan.host_arguments:
+            return True
+        if value.dim() == 0:
+            return plan.takes_numbers
+        # torch's way to say that an optional tensor is not given.
+        return value.numel() == 0 and value.dim() == 1
 
     def lower_output(self, value: Tensor) -> Tensor:
         """What the CPU kernel writes for an output: a new tensor, as it may be resized.

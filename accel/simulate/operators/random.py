@@ -74,7 +74,10 @@ def run(
 def _with_default_seed(
     operator: Callable[..., Any], seed: int, args: list[Any], kwargs: dict[str, Any]
 ) -> Any:
-    """Run with torch's own CPU generator seeded for this call alone."""
+    """Run with torch's own CPU generator seeded for this call alone.
+
+    For operators that take no generator. A thread that draws from it meanwhile sees the seed.
+    """
     before = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed)
     try:

@@ -44,7 +44,7 @@ CONTROL = frozenset({
     "npu::set_op_timeout_ms", "npu::super_kernel_scope_begin", "npu::super_kernel_scope_end",
     "fsdp::all_gather_copy_in",
 })  # fmt: skip
-_FP8_PRODUCTS = "aten::_scaled_"
+_FP8_PRODUCTS = ("aten::_scaled_mm", "aten::_scaled_grouped_mm")
 _NO_REFERENCE = "there is no CPU kernel and no reference in accel_kernels.vendor for it"
 
 _libraries: dict[str, torch.library.Library] = {}
@@ -68,7 +68,8 @@ def register(machine: Machine) -> None:
     compute |= {f"npu::{name}": reference for name, reference in REFERENCES.items()}
     registered = _registered(DEVICE_KEY)
     # What torch's own derivatives call on an accelerator and torch_npu does without.
-    extra = {name: found for name in compute if (found := find_operator(name)) is not None}
+    extra = {name: find_operator(name) for name in (*compute, *autograd.HELPERS)}
+    extra = {name: found for name, found in extra.items() if found is not None}
     for name, operator in (extra | registered).items():
         _register_for_device(name, operator, compute.get(name), machine)
     for name, operator in _registered(AUTOGRAD_KEY).items():

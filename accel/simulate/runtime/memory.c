@@ -1,8 +1,7 @@
 /* Device memory, pinned host memory and copies.
  *
- * Each device has one range of addresses that the host can neither read nor write, backed by
- * anonymous shared memory that is mapped a second time at a fixed distance: what operators and
- * copies of this runtime use. A program that touches a device pointer on the host therefore stops
+ * Each device has one range of addresses that the host can neither read nor write, and at a fixed
+ * distance the memory itself: what operators and copies of this runtime use. A program that touches a device pointer on the host therefore stops
  * with a segmentation fault, which is explained, as it would on a machine with a chip.
  */
 #define _GNU_SOURCE
@@ -44,6 +43,7 @@ static Arena arenas[MAX_DEVICES];
 static Blocks pinned;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct sigaction previous_fault;
+static bool forked; /* this process is a fork of the one that used the devices */
 
 /* --- sorted blocks ------------------------------------------------------------------------- */
 
@@ -123,6 +123,20 @@ static void watch_faults(void) {
     sigaction(SIGSEGV, &action, &previous_fault);
 }
 
+/* As on a machine with a chip, a fork cannot use the devices of the process it came from: it does
+ * not get their memory either, which it would otherwise share with its parent. */
+static void after_fork(void) {
+    forked = true;
+    pthread_mutex_init(&lock, NULL);
+}
+
+static aclError check_not_forked(const char *caller) {
+    if (!forked) return ACL_SUCCESS;
+    return sim_fail(ACL_ERROR_RT_CONTEXT_NULL,
+                    "%s: the devices were used before this process was forked; start it with the "
+                    "method \"spawn\"", caller);
+}
+
 /* Four times the device's memory in addresses, so that fragmentation never runs out of them. */
 static aclError open_arena(Arena *arena) {
     size_t span = 4 * ((sim_config.memory_bytes + GIB - 1) / GIB) * GIB;
@@ -139,8 +153,12 @@ static aclError open_arena(Arena *arena) {
                         strerror(errno));
     }
     madvise(mirror, span, MADV_DONTDUMP);
+    madvise(mirror, span, MADV_DONTFORK);
     *arena = (Arena){.base = (uintptr_t)base, .mirror = (uintptr_t)mirror, .span = span,
                      .file = file};
+    static bool watching_forks;
+    if (!watching_forks) pthread_atfork(NULL, NULL, after_fork);
+    watching_forks = true;
     watch_faults();
     return ACL_SUCCESS;
 }
@@ -173,6 +191,8 @@ static aclError charge(Arena *arena, size_t size) {
 }
 
 static Arena *current_arena(const char *caller, aclError *error) {
+    *error = check_not_forked(caller);
+    if (*error) return NULL;
     int device = sim_current_device();
     if (device < 0) {
         *error = sim_fail(ACL_ERROR_RT_CONTEXT_NULL, "%s: this thread has no device", caller);
@@ -214,6 +234,8 @@ EXPORT aclError aclrtMallocAlign32(void **pointer, size_t size, int policy) {
 }
 
 static aclError release(uintptr_t start) {
+    aclError error = check_not_forked("aclrtFree");
+    if (error) return error;
     Arena *arena = arena_of(start);
     Block *block = arena ? block_at(&arena->live, start) : NULL;
     if (!block || block->start != start)
@@ -257,6 +279,7 @@ static void *locate(uintptr_t start, size_t size, const char *caller) {
                  (void *)start);
         return NULL;
     }
+    if (check_not_forked(caller)) return NULL;
     Block *block = block_at(&arena->live, start);
     if (!block || size > block->start + block->size - start) {
         sim_fail(ACL_ERROR_RT_PARAM_INVALID,
