@@ -78,7 +78,7 @@ def _content() -> str:
 
 
 def _compiler() -> list[str]:
-    """The compiler's command: the one that CC names, with its options, or the first that is here."""
+    """The compiler's command: what CC says, with its options, or the first that is here."""
     named = shlex.split(os.environ.get("CC", ""))
     if named:
         if shutil.which(named[0]):
@@ -117,8 +117,8 @@ def _check_private(target: Path) -> None:
     state = target.lstat()
     if target.is_symlink() or state.st_uid != os.getuid() or state.st_mode & 0o022:
         raise DeviceError(
-            f"{target} is a link, belongs to somebody else or is writable by others, and code would "
-            "be loaded from it: remove it, or set XDG_CACHE_HOME to a directory of yours"
+            f"{target} is a link, belongs to somebody else or is writable by others, and code "
+            "would be loaded from it: remove it, or set XDG_CACHE_HOME to a directory of yours"
         )
 
 

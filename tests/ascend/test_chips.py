@@ -26,7 +26,8 @@ def on(dtype):
 facts["bfloat16"] = works(lambda: on(torch.bfloat16) @ on(torch.bfloat16))
 e4m3 = lambda: torch.ones(16, 16).to(torch.float8_e4m3fn).npu()
 one = torch.ones((), device="npu")
-facts["fp8"] = works(lambda: torch._scaled_mm(e4m3(), e4m3().t(), one, one, out_dtype=torch.bfloat16))
+half = torch.bfloat16
+facts["fp8"] = works(lambda: torch._scaled_mm(e4m3(), e4m3().t(), one, one, out_dtype=half))
 double = torch.ones(3, device="npu").double()
 facts["double"] = str(double.dtype)
 facts["jit"] = not torch.npu.is_jit_compile_false()
@@ -175,7 +176,7 @@ with torch.autocast("npu", dtype=torch.float16):
 
 
 def test_autocast_has_the_rules_of_torch_npu(run_simulated):
-    """CUDA computes rms_norm in float32; torch_npu has no rule for it. No mode of ours changes it."""
+    """CUDA computes rms_norm in float32; torch_npu has no rule for it, in any mode of ours."""
     assert run_simulated(AUTOCAST).stdout.split() == [
         "torch.float16", "torch.float16", "torch.float32",
     ]  # fmt: skip

@@ -209,7 +209,7 @@ def test_compile_with_aot_eager():
 
 
 MASKS = {
-    "none": lambda: {},
+    "none": dict,
     "causal": lambda: {"is_causal": True},
     "bool": lambda: {"attn_mask": torch.rand(2, 1, 7, 7) > 0.3},
     "float": lambda: {"attn_mask": torch.randn(7, 7)},
