@@ -31,7 +31,8 @@ from tests.ascend.opinfo_expected import (
 )
 
 # Importing torch's test modules forbids setting its backends' flags for the rest of the process.
-vars(torch.backends)["__allow_nonbracketed_mutation_flag"] = True
+_backends = torch.backends.disable_global_flags.__globals__
+_backends["__allow_nonbracketed_mutation_flag"] = True
 
 DTYPES = (
     torch.float32,

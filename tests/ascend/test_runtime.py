@@ -189,6 +189,20 @@ def test_a_fork_cannot_use_the_devices_of_its_parent(run_simulated):
     assert result.stdout.split() == ["14", "1000.0", str(float(4 << 20))], result.stderr
 
 
+def test_a_fork_before_the_first_use_has_the_devices(run_simulated):
+    result = run_simulated(
+        """
+        import os, torch
+        child = os.fork()
+        x = torch.ones(3, device="npu").sum().item()
+        if child == 0:
+            os._exit(int(x))
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), x)
+        """
+    )
+    assert result.stdout.split() == ["3", "3.0"], result.stderr
+
+
 def test_memory_goes_back_to_the_host():
     def resident():
         pages = int(Path("/proc/self/statm").read_text().split()[1])

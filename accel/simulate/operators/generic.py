@@ -278,6 +278,7 @@ def make_kernel(
     names = plan.arguments
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
+        memory.check_not_forked(plan.name)
         call = Call(plan)
         call.find_device(args)
         if kwargs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from typing import Any
 
 import torch
@@ -22,6 +23,37 @@ def runtime() -> Runtime:
     if _runtime is None:
         _runtime = current_runtime()
     return _runtime
+
+
+class Fork:
+    """Whether this process is a fork of one that used the chips."""
+
+    used_before = False
+    happened = False
+
+
+def _before_fork() -> None:
+    Fork.used_before = bool(npu().is_initialized())
+
+
+def _after_fork() -> None:
+    Fork.happened = Fork.happened or Fork.used_before
+
+
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
+
+
+def check_not_forked(name: str) -> None:
+    """Refuse an operator in a fork, before the CPU's threads, which a fork has not, are waited for.
+
+    Raises:
+        RuntimeError: This process was forked.
+    """
+    if Fork.happened:
+        raise RuntimeError(
+            f"{name}: the simulated Ascend cannot be used in a process that was forked from one "
+            'that used it; start it with the method "spawn"'
+        )
 
 
 def npu() -> Any:
