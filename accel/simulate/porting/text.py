@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from accel.report import text
 from accel.simulate.porting.findings import KINDS, Finding, Report
@@ -146,5 +146,5 @@ def _operators(report: Report) -> Iterator[str]:
             yield f"  and {len(report.operators) - _MOST} more"
 
 
-def _indented(lines: object) -> list[str]:
-    return [f"  {line}" for line in lines]  # type: ignore[attr-defined]
+def _indented(lines: Iterable[str]) -> list[str]:
+    return [f"  {line}" for line in lines]
