@@ -129,7 +129,9 @@ ARROW = {
         "torch", "accel.devices", "accel.dispatch", "accel.numerics", "accel.attention",
         "accel.precision", "accel.report", "kernels.spec", "kernels.shared",
     },
-    "accel.simulate": {"torch", "accel.devices", "accel.report", "kernels.vendor"},
+    "accel.simulate": {
+        "torch", "accel.devices", "accel.report", "kernels.shared", "kernels.vendor",
+    },
     "accel.cli": {
         "accel.devices", "accel.doctor", "accel.numerics", "accel.report", "accel.simulate",
         "accel.testing", "kernels.shared",
@@ -152,7 +154,7 @@ def part_of(module: str) -> str | None:
         return ".".join(["accel", *rest[:1]]) if rest and rest != ["__main__"] else "accel"
     if head != "accel_kernels":
         return None
-    if not rest or rest[0] == "budgets":
+    if not rest or rest[0] in {"budgets", "compiled", "philox", "sketch"}:
         return "kernels.shared"
     if rest[0] == "vendor":
         return "kernels.vendor"

@@ -1,82 +1,100 @@
-"""Recording a run: every module's inputs, outputs and gradients, and the float64 truth of each."""
+"""Recording a run: every operator of chosen steps, as sketches or with all elements."""
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Collection, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
+from torch.optim.optimizer import Optimizer
+from torch.utils.hooks import RemovableHandle
 
-from accel.numerics import nesting
-from accel.numerics.encoding import tensor_digest, why_not_recorded
-from accel.numerics.entries import Key, RootCall
-from accel.numerics.generators import Generators
-from accel.numerics.hooks import Tap
-from accel.numerics.manifest import manifest_for
-from accel.numerics.observer import Context, autocast_dtype
-from accel.numerics.reference import References
+from accel.numerics.capture.mode import CaptureMode
+from accel.numerics.capture.optimizers import OptimizerHooks
+from accel.numerics.capture.selection import Selection
+from accel.numerics.capture.sharding import Sharding
+from accel.numerics.capture.steps import Model, StepCapture
+from accel.numerics.overrides import overridden
 from accel.numerics.refusals import recordable
-from accel.numerics.sink import Sink
-from accel.numerics.writer import Writer, check_new
+from accel.numerics.storage.surroundings import manifest_for
+from accel.numerics.storage.writer import Writer
 
-_log = logging.getLogger("accel")
+Level = Literal["sketch", "full", "check"]
+LEVELS: tuple[Level, ...] = ("sketch", "full", "check")
 
 
 def record(
     model: nn.Module,
     path: str | os.PathLike[str],
     *,
-    gradients: bool = True,
-    reference: bool = True,
+    level: Level = "sketch",
+    only: Sequence[str] | None = None,
+    every: int = 200,
+    steps: Collection[int] | None = None,
+    size_cap: int | None = None,
+    data_parallel: tuple[int, int] | None = None,
     seed: int | None = None,
     arguments: Sequence[str] | None = None,
 ) -> Recorder:
-    """Record what a model computes, to be compared with another machine's recording.
+    """Record what a training or inference run computes, to be compared with another machine's.
 
-    Use it as a context manager around any number of steps; call the model itself, or its parts:
+    Use it as a context manager around any number of steps:
 
         with accel.numerics.record(model, "run-a"):
-            loss = criterion(model(inputs), targets)
-            loss.backward()
-            optimizer.step()
+            for inputs, targets in data:
+                loss = criterion(model(inputs), targets)
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
 
-    Recorded are the inputs and outputs of every module, the gradients of both, and what each step
-    adds to each parameter's gradient. The run itself does not change by a bit. A step is the calls
-    of the model before a backward; its gradients are this process's own, before any all-reduce.
+    Every operator of a recorded step is named and described: forward, backward, recomputed
+    activations, optimizer, collectives. The run itself does not change by a bit. A step ends where
+    the model is called for the first time after an optimizer's step, or where `Recorder.step` is
+    called; in between, the block's remaining steps run without the recorder (except for one hook on
+    the model and two on optimizers).
 
-    With `reference` each call is repeated in float64 on the CPU, from the same parameters, inputs
-    and output gradients, so that `compare` needs no tolerance: two forwards and three backwards,
-    and host memory of 16 bytes for each parameter and several times 16 for each element of each
-    activation. A step of a small Transformer (0.46 million parameters, 128 tokens) took 11 ms,
-    80 ms recorded without reference and 520 ms with it. For a large model use `reference=False` and
-    `compare(..., budget=...)`.
+    Levels:
+
+    - `sketch`: of each value 64 sums with random signs and a few statistics, from which distances
+      between two runs can be estimated. 1 to 2 KB per operator.
+    - `full`: also all elements, of the operators that `only` selects and of what they were given.
+      They can be replayed in float64 on any CPU: `accel.numerics.replay`.
+    - `check`: sketches, and one operator of each signature replayed at once.
 
     Args:
         model: Any module, on any device; `DistributedDataParallel` is looked through.
-        path: The directory to write; it must not exist or be empty.
-        gradients: Whether to record gradients too.
-        reference: Whether to record the float64 truth, and the parameters' values.
+        path: The directory to write; it must not hold a recording of this rank.
+        level: What is recorded of each value.
+        only: At `full`, patterns of operators to keep, such as `["blocks.1.*"]` (modules) or
+            `["backward:blocks.1/*"]` (keys); all of them if None.
+        every: Record steps 0, `every`, 2·`every`, ….
+        steps: Record these instead.
+        size_cap: Keep at most so many bytes of elements per process; what is dropped is counted.
+        data_parallel: Index of this process among those that share a batch, and their number; taken
+            from torch.distributed where the model is `DistributedDataParallel` or FSDP.
         seed: Written into the manifest; `torch.initial_seed()` if None.
         arguments: Written into the manifest; `sys.argv` if None.
+
+    The environment variable `ACCEL_RECORD`, which `accel record` sets, overrides `path`, `level`,
+    `only` and `steps`.
 
     Returns:
         The context manager.
 
     Raises:
-        TypeError: `model` is no module.
-        ValueError: `path` is in use, or the model is compiled, replicated or on the meta device;
-            also at the end of the block if the model was never called in it.
+        TypeError: `model` is no module, or `only` no list of patterns.
+        ValueError: `path` is in use; the model is compiled, replicated or on the meta device; or
+            another argument is out of its range. Also at the end of the block if the model was
+            never called in it.
         OSError: `path` cannot be written; raised from inside the model's call or backward if the
             disk fails or fills up then.
     """
     return Recorder(
-        model, path, gradients=gradients, reference=reference, seed=seed, arguments=arguments
-    )
+        model, path, level=level, only=only, every=every, steps=steps, size_cap=size_cap,
+        data_parallel=data_parallel, seed=seed, arguments=arguments,
+    )  # fmt: skip
 
 
 class Recorder:
@@ -87,31 +105,42 @@ class Recorder:
         model: nn.Module,
         path: str | os.PathLike[str],
         *,
-        gradients: bool,
-        reference: bool,
+        level: Level,
+        only: Sequence[str] | None,
+        every: int,
+        steps: Collection[int] | None,
+        size_cap: int | None,
+        data_parallel: tuple[int, int] | None,
         seed: int | None,
         arguments: Sequence[str] | None,
     ) -> None:
-        self.path = os.fspath(path)
-        check_new(Path(self.path))
-        self._model = recordable(model)
-        self._keeps_values = reference
+        chosen = overridden(path=os.fspath(path), level=level, only=only, steps=steps)
+        self.path = chosen.path
+        self._level, self._steps = chosen.level, chosen.steps
+        self._every = _checked(self._level, every, size_cap)
+        self._only = Selection(chosen.only)
+        self._model = Model(recordable(model))
+        self._sharding = Sharding.of_run(model, data_parallel)
         self._manifest = manifest_for(
-            self._model, seed=seed, arguments=arguments, gradients=gradients, reference=reference
+            self._model.root, seed=seed, arguments=arguments, level=self._level,
+            only=chosen.only or (), steps=self._steps_text(), rank=self._sharding.rank,
+            world=self._sharding.world, data_parallel=self._sharding.member,
+        )  # fmt: skip
+        self._cap = size_cap
+        self._mode = CaptureMode()
+        self._optimizers = OptimizerHooks(
+            self._model.parameters, self._optimizer_begins, self._optimizer_ends
         )
-        names = {module: name for name, module in self._model.named_modules()}
-        self._tap = Tap(names, _parameters(names), self, gradients=gradients)
-        self._references: References | None = None
-        self._roots = 0
-        self._step_has_gradients = False
+        self._root: RemovableHandle | None = None
+        self._index, self._calls = 0, 0
+        self._capture: StepCapture | None = None
+        self._had_optimizer = False
 
     def __enter__(self) -> Recorder:
-        self._sink = Sink(Writer(self.path, self._manifest))
-        if self._keeps_values:
-            self._references = References(self._sink, self._tap, Generators(self._model))
-        self._record_parameters()
-        self._sink.end_step()
-        self._tap.attach()
+        self._writer = Writer(self.path, self._manifest, cap=self._cap)
+        self._root = self._model.root.register_forward_pre_hook(self._root_called, with_kwargs=True)
+        self._optimizers.attach()
+        self._begin()
         return self
 
     def __exit__(
@@ -120,103 +149,88 @@ class Recorder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._tap.detach()
-        if error is not None and self._references is not None:
-            self._references.drop()
-        self._end_step()
-        if error is None and self._roots == 0:
-            error = ValueError(
-                f"nothing was recorded in {self.path}: the model was not called inside the block; "
-                "call the module that was given to record (not a compiled or wrapped one)"
-            )
-            self._sink.writer.finish(self._manifest.finished(error))
-            raise error
-        self._sink.writer.finish(self._manifest.finished(error))
+        if self._root is not None:
+            self._root.remove()
+        self._optimizers.detach()
+        try:
+            self._end()
+        finally:
+            if error is None and self._calls == 0:
+                error = ValueError(
+                    f"nothing was recorded in {self.path}: the model was not called inside the "
+                    "block; call the module that was given to record (not a compiled or wrapped "
+                    "one)"
+                )
+                self._writer.finish(self._manifest.finished(error))
+                raise error
+            self._writer.finish(self._manifest.finished(error))
 
-    def root_started(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """An outermost call of the model begins (called by the hooks)."""
-        if self._step_has_gradients:
-            self._end_step()
-        self._sink.root = self._roots
-        self._roots += 1
-        self._sink.writer.add(self._root_call(module, args, kwargs))
-        if self._references is not None:
-            self._references.before_call(module, args, kwargs)
+    def step(self) -> None:
+        """End the current step here, instead of where the model is next called."""
+        self._end()
+        self._index += 1
+        self._begin()
 
-    def root_finished(self, module: nn.Module, output: Any) -> None:
-        """An outermost call of the model is over (called by the hooks)."""
-        if self._references is not None:
-            self._references.after_call(module, output)
-        self._sink.writer.flush()
+    @property
+    def index(self) -> int:
+        """Number of the current step, from 0."""
+        return self._index
 
-    def seen(self, key: Key, tensor: Tensor, context: Context) -> bool:
-        """A tensor of the run exists now (called by the hooks)."""
-        if key.phase not in ("input", "forward"):
-            self._step_has_gradients = True
-            if self._references is not None:
-                self._references.gradient_arrived(key, tensor)
-        return self._sink.put(key, tensor, context)
+    @property
+    def is_recording(self) -> bool:
+        """Whether the current step is recorded."""
+        return self._capture is not None
 
-    def output_for(self, key: Key, tensor: Tensor) -> None:
-        """The run's own values are left alone (called by the hooks)."""
+    def _begin(self) -> None:
+        self._had_optimizer = False
+        if not self._is_due():
+            return
+        capture = StepCapture(
+            self._model, self._writer.start_step(self._index), level=self._level, only=self._only,
+            sharding=self._sharding, pause=self._mode.paused,
+        )  # fmt: skip
+        capture.open()
+        self._capture = capture
+        self._mode.begin(capture.operators)
 
-    def gradient_for(self, gradient: Tensor) -> None:
-        """The run's own gradients are left alone (called by the hooks)."""
+    def _end(self) -> None:
+        capture, self._capture = self._capture, None
+        self._mode.end()
+        if capture is not None:
+            capture.close()
 
-    def _end_step(self) -> None:
-        if self._references is not None:
-            self._references.end_step()
-        self._sink.end_step()
-        self._tap.next_step()
-        self._step_has_gradients = False
-        if self._tap.unmatched:
-            _log.warning(
-                "%d gradients of recomputed activations are not recorded: the recomputation gave "
-                "other bits than the first computation",
-                self._tap.unmatched,
-            )
-            self._tap.unmatched = 0
+    def _is_due(self) -> bool:
+        if self._steps is not None:
+            return self._index in self._steps
+        return self._index % self._every == 0
 
-    def _record_parameters(self) -> None:
-        for module, name in self._tap.names.items():
-            context = Context(type(module).__name__, None, requires_grad=False)
-            for path, tensor in _own_tensors(module):
-                key = Key("parameter", name, 0, path)
-                if self._keeps_values or why_not_recorded(tensor) is not None:
-                    self._sink.put(key, tensor, context)
-                else:
-                    self._sink.put_digest(key, tensor, context)
+    def _root_called(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._calls += 1
+        if self._had_optimizer:
+            self.step()
+            if self._capture is not None:
+                self._capture.root_is_called(module, args, kwargs)
 
-    def _root_call(self, module: nn.Module, args: Any, kwargs: Any) -> RootCall:
-        name = self._tap.names[module]
-        given = [*nesting.tensors((args, kwargs))] or [("", t) for _, t in _own_tensors(module)]
-        return RootCall(
-            index=self._sink.root,
-            module=name,
-            call=self._tap.calls[name] - 1,
-            training=module.training,
-            autocast=autocast_dtype(given[0][1].device) if given else None,
-            parameters=self._parameter_digest(module),
-            arguments=nesting.plain_values((*args, dict(kwargs))),
-        )
+    def _optimizer_begins(self, optimizer: Optimizer) -> None:
+        self._had_optimizer = True
+        if self._capture is not None:
+            self._capture.optimizer_begins(optimizer)
 
-    def _parameter_digest(self, module: nn.Module) -> str:
-        hasher = hashlib.sha256()
-        for name, inner in module.named_modules():
-            for path, tensor in _own_tensors(inner):
-                if why_not_recorded(tensor) is None:
-                    hasher.update(f"{name}.{path} {tensor_digest(tensor)}\n".encode())
-        return hasher.hexdigest()
+    def _optimizer_ends(self, optimizer: Optimizer) -> None:
+        if self._capture is not None:
+            self._capture.optimizer_ends(optimizer)
+
+    def _steps_text(self) -> str:
+        if self._steps is not None:
+            return ", ".join(map(str, sorted(self._steps)))
+        return f"every {self._every}"
 
 
-def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-
-
-def _parameters(names: dict[nn.Module, str]) -> dict[Tensor, tuple[str, str]]:
-    # A tied parameter goes by the first of its names, as in `named_parameters`.
-    found: dict[Tensor, tuple[str, str]] = {}
-    for module, path in names.items():
-        for name, parameter in module.named_parameters(recurse=False):
-            found.setdefault(parameter, (path, name))
-    return found
+def _checked(level: str, every: int, size_cap: int | None) -> int:
+    if level not in LEVELS:
+        raise ValueError(f"unknown level {level!r}; known are {', '.join(LEVELS)}")
+    if not isinstance(every, int) or every < 1:
+        raise ValueError(f"every must be a number of steps from 1, got {every!r}")
+    if size_cap is not None and size_cap < 0:
+        raise ValueError(f"size_cap must be a number of bytes from 0, got {size_cap!r}")
+    return every

@@ -12,18 +12,30 @@ A page is a title and a sequence of parts, each made by a function of this modul
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
 
 from accel.report.markup import Markup, element, escaped, joined, number
 from accel.report.style import SCRIPT, STYLE
 
+Tone = Literal["good", "warn", "bad", "neutral"]
 
-def page(title: str, body: Iterable[object], *, subtitle: str | None = None) -> str:
+
+def page(
+    title: str,
+    body: Iterable[object],
+    *,
+    subtitle: str | None = None,
+    style: str = "",
+    script: str = "",
+) -> str:
     """A whole HTML document.
 
     Args:
         title: The heading and the browser's title.
         body: Parts: `Markup` as it is, anything else escaped as a paragraph.
         subtitle: A line under the heading.
+        style: More style rules; trusted.
+        script: More script, such as `explorer.SCRIPT`; trusted.
 
     Returns:
         The document, which loads nothing from anywhere.
@@ -33,16 +45,28 @@ def page(title: str, body: Iterable[object], *, subtitle: str | None = None) -> 
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escaped(title)}</title><style>{STYLE}</style></head>\n"
+        f"<title>{escaped(title)}</title><style>{STYLE}{style}</style></head>\n"
         f"<body><main><header>{head}</header>\n{joined(parts)}</main>"
-        f"<script>{SCRIPT}</script></body></html>\n"
+        f"<script>{SCRIPT}{script}</script></body></html>\n"
     )
 
 
-def section(heading: str, *body: object) -> Markup:
-    """A headed section; parts that are not `Markup` become paragraphs."""
+def section(heading: str, *body: object, anchor: str | None = None) -> Markup:
+    """A headed section; parts that are not `Markup` become paragraphs.
+
+    Args:
+        heading: Its heading.
+        *body: Its parts.
+        anchor: Its id, which `contents` links to.
+    """
     parts = [part if isinstance(part, Markup) else paragraph(part) for part in body]
-    return Markup(element("section", element("h2", heading), *parts) + "\n")
+    return Markup(element("section", element("h2", heading), *parts, id=anchor) + "\n")
+
+
+def contents(sections: Mapping[str, str]) -> Markup:
+    """Links to the sections of the page: their headings by their anchors."""
+    links = (element("a", heading, href=f"#{anchor}") for anchor, heading in sections.items())
+    return element("nav", joined(links), class_="contents", aria_label="Sections")
 
 
 def paragraph(text: object) -> Markup:
@@ -54,6 +78,60 @@ def verdict(sentence: str, *, good: bool) -> Markup:
     """The page's main statement, in a box with a mark that does not rely on colour alone."""
     mark = element("span", "✓" if good else "✗", class_="mark", aria_hidden="true")
     return element("div", mark, element("span", sentence), class_=f"verdict {_kind(good)}")
+
+
+def headline(label: str, sentence: str, *body: object, tone: Tone) -> Markup:
+    """The page's main statement: its kind as a coloured label, a sentence, and what it rests on.
+
+    Args:
+        label: The kind in a word or two.
+        sentence: The statement.
+        *body: Parts that follow inside the box.
+        tone: Its colour; the label says the same in words.
+    """
+    mark = element("span", label, class_="label")
+    return element(
+        "div", element("p", mark, " ", element("strong", sentence)), *body,
+        class_=f"headline {tone}", role="region", aria_label="Verdict",
+    )  # fmt: skip
+
+
+def label(text: object, tone: Tone) -> Markup:
+    """A small coloured label."""
+    return element("span", text, class_=f"badge {tone}")
+
+
+def figures(items: Iterable[tuple[object, str, Tone]]) -> Markup:
+    """A row of figures: number, what it counts, tone."""
+    boxes = (
+        element("div", element("b", number(value)), element("span", name), class_=f"figure {tone}")
+        for value, name, tone in items
+    )
+    return element("div", joined(boxes), class_="figures")
+
+
+def listing(items: Iterable[object]) -> Markup:
+    """A bulleted list."""
+    return element("ul", joined(element("li", item) for item in items))
+
+
+def disclosure(summary: object, *body: object, is_open: bool = False) -> Markup:
+    """A part of the page that opens by a click on its summary."""
+    parts = [part if isinstance(part, Markup) else paragraph(part) for part in body]
+    opened = "" if is_open else None
+    return element("details", element("summary", summary), *parts, open=opened)
+
+
+def copyable(text: str, *, name: str) -> Markup:
+    """Text in a box with a button that copies it.
+
+    Args:
+        text: Such as a command.
+        name: What it is, for who cannot see the box.
+    """
+    button = element("button", "Copy", type="button", class_="copy", aria_label=f"Copy {name}")
+    code = element("code", text)
+    return element("div", element("pre", code), button, class_="copyable")
 
 
 def badge(text: object, *, good: bool | None = None) -> Markup:
@@ -73,6 +151,8 @@ def table(
     *,
     sortable: bool = False,
     bad: Callable[[Sequence[object]], bool] | None = None,
+    caption: str | None = None,
+    row_headings: bool = False,
 ) -> Markup:
     """A table.
 
@@ -82,16 +162,23 @@ def table(
             None shows as a dash; `Markup` goes in as it is.
         sortable: A click on a heading sorts by it (numbers by value); needs no network.
         bad: Tells which rows to mark.
+        caption: What the table shows, for who cannot see the page.
+        row_headings: Whether the first column names the rows.
     """
     kept = list(rows)
-    body = (
-        element("tr", *(_cell(value) for value in row), class_="bad" if bad and bad(row) else None)
-        for row in kept
-    )
+    body = (_row(row, bool(bad and bad(row)), row_headings) for row in kept)
     head = element("tr", *(_heading(name, i, kept) for i, name in enumerate(headers)))
-    inner = element("thead", head) + element("tbody", joined(body))
+    said = element("caption", caption) if caption else ""
+    inner = said + element("thead", head) + element("tbody", joined(body))
     kind = "sortable" if sortable else None
     return element("div", element("table", Markup(inner), class_=kind), class_="scroll")
+
+
+def _row(row: Sequence[object], marked: bool, has_heading: bool) -> Markup:
+    cells = [_cell(value) for value in row]
+    if has_heading and row:
+        cells[0] = element("th", row[0], scope="row")
+    return element("tr", *cells, class_="bad" if marked else None)
 
 
 def _heading(name: str, column: int, rows: Sequence[Sequence[object]]) -> Markup:

@@ -15,12 +15,18 @@ class Markup(str):
 def escaped(value: object) -> Markup:
     """`value` as text that is safe between tags and inside quoted attributes.
 
-    Control characters, which neither HTML nor XML can carry, become U+FFFD.
+    Control characters, which neither HTML nor XML can carry, become U+FFFD, and so do those that
+    turn the direction of the text around them: a name must not reorder the sentence it is in.
     """
     if isinstance(value, Markup):
         return value
-    text = "".join(c if c >= " " or c in "\t\n" else "\ufffd" for c in str(value))
-    return Markup(html.escape(text, quote=True))
+    return Markup(html.escape(str(value).translate(_UNSAFE), quote=True))
+
+
+_CONTROLS = {*range(0x20), *range(0x7F, 0xA0)} - {ord("\t"), ord("\n")}
+_DIRECTIONS = {0x200E, 0x200F, 0x061C, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+_SURROGATES = range(0xD800, 0xE000)  # halves of pairs cannot be encoded
+_UNSAFE = dict.fromkeys({*_CONTROLS, *_DIRECTIONS, *_SURROGATES, 0xFFFE, 0xFFFF}, "\ufffd")
 
 
 def element(tag: str, *children: object, **attributes: object) -> Markup:
@@ -35,6 +41,11 @@ def element(tag: str, *children: object, **attributes: object) -> Markup:
     names = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
     text = "".join(f' {k}="{escaped(v)}"' for k, v in names.items() if v is not None)
     return Markup(f"<{tag}{text}>{joined(children)}</{tag}>")
+
+
+def void(tag: str, **attributes: object) -> Markup:
+    """One element that has no end tag, such as `input`; see `element`."""
+    return Markup(element(tag, **attributes).removesuffix(f"</{tag}>"))
 
 
 def joined(parts: object) -> Markup:

@@ -5,10 +5,11 @@ from __future__ import annotations
 STYLE = """
 :root{color-scheme:light dark;--text:#1c2128;--muted:#59636e;--back:#fff;--panel:#f6f8fa;
 --line:#d1d9e0;--grid:#e6eaee;--good:#1a7f37;--bad:#c6202b;--good-back:#e6f6ea;--bad-back:#fdeceb;
+--warn:#8a5a00;--warn-back:#fff5dc;
 --s0:#0969da;--s1:#d1590a;--s2:#59636e;--s3:#1a7f37;--s4:#8250df;--s5:#b3196e}
 @media (prefers-color-scheme:dark){:root{--text:#e6edf3;--muted:#9aa4af;--back:#0f1319;
 --panel:#181d24;--line:#343c46;--grid:#262d36;--good:#4ac26b;--bad:#ff7b72;--good-back:#10291a;
---bad-back:#341519;--s0:#58a6ff;--s1:#f0883e;--s2:#9aa4af;--s3:#4ac26b;--s4:#bc8cff;--s5:#f778ba}}
+--bad-back:#341519;--warn:#e3b341;--warn-back:#2c2411;--s0:#58a6ff;--s1:#f0883e;--s2:#9aa4af;--s3:#4ac26b;--s4:#bc8cff;--s5:#f778ba}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--back);color:var(--text);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif}
@@ -26,6 +27,7 @@ border-left:5px solid;border-radius:4px;font-size:1.1rem;overflow-wrap:anywhere}
 .verdict.good .mark{color:var(--good)}.verdict.bad .mark{color:var(--bad)}
 .badge{margin-right:4px;display:inline-block;padding:0 8px;border:1px solid;
 border-radius:10px;font-size:.82rem;white-space:nowrap}
+.badge.warn{color:var(--warn)}
 .badge.good{color:var(--good)}.badge.bad{color:var(--bad)}.badge.neutral{color:var(--muted)}
 .scroll{overflow-x:auto;border:1px solid var(--line);border-radius:6px}
 table{border-collapse:collapse;width:100%;font-size:.88rem}
@@ -44,6 +46,50 @@ figure{margin:0}
 svg{display:block;width:100%;height:auto}
 svg text{fill:var(--text,#1c2128);font:12px system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 svg text.muted{fill:var(--muted,#59636e)}
+caption{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
+tbody th{background:none;white-space:normal;font-weight:inherit}
+ul{margin:8px 0;padding-left:1.3em}li{margin:3px 0;max-width:90ch;overflow-wrap:anywhere}
+a{color:var(--s0)}
+:focus-visible{outline:2px solid var(--s0);outline-offset:1px}
+.headline{margin:16px 0;padding:12px 18px;border:1px solid var(--line);border-left-width:6px;
+border-radius:6px;background:var(--panel);overflow-wrap:anywhere}
+.headline>p:first-child{font-size:1.12rem;line-height:1.45;max-width:none}
+.headline .label{display:inline-block;padding:1px 10px;margin-right:6px;border-radius:4px;
+color:var(--back);background:var(--muted);font-size:.82rem;font-weight:700;
+text-transform:uppercase;letter-spacing:.03em;vertical-align:.1em}
+.headline.good{border-color:var(--good);background:var(--good-back)}
+.headline.bad{border-color:var(--bad);background:var(--bad-back)}
+.headline.warn{border-color:var(--warn);background:var(--warn-back)}
+.headline.good .label{background:var(--good)}.headline.bad .label{background:var(--bad)}
+.headline.warn .label{background:var(--warn)}
+.figures{display:flex;flex-wrap:wrap;gap:8px;margin:16px 0}
+.figure{flex:1 1 118px;padding:8px 12px;border:1px solid var(--line);border-radius:6px}
+.figure b{display:block;font-size:1.35rem;line-height:1.3;font-variant-numeric:tabular-nums}
+.figure span{color:var(--muted);font-size:.84rem}
+.figure.bad b{color:var(--bad)}.figure.warn b{color:var(--warn)}.figure.good b{color:var(--good)}
+.contents{display:flex;flex-wrap:wrap;gap:2px 16px;font-size:.9rem;margin:8px 0 0}
+details{margin:8px 0;border:1px solid var(--line);border-radius:6px;padding:0 14px}
+details[open]{padding-bottom:12px}
+summary{cursor:pointer;padding:8px 0;overflow-wrap:anywhere}
+pre{margin:0;white-space:pre-wrap;overflow-wrap:anywhere;font-size:.86rem;line-height:1.45}
+code,pre{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}
+code{font-size:.92em;overflow-wrap:anywhere}
+pre code{font-size:1em}
+.copyable{display:flex;gap:10px;align-items:flex-start;margin:8px 0;padding:10px 12px;
+background:var(--panel);border:1px solid var(--line);border-radius:6px}
+.copyable pre{flex:1;min-width:0}
+button,input,select{font:inherit;font-size:.86rem;color:var(--text);background:var(--back);
+border:1px solid var(--line);border-radius:5px;padding:3px 10px}
+button{cursor:pointer}button:hover{background:var(--panel)}
+.drawing{overflow-x:auto}.drawing svg{min-width:820px}
+@media(max-width:600px){main{padding:16px 12px 32px}dl{grid-template-columns:1fr;gap:0}
+dd{margin-bottom:6px}h1{font-size:1.3rem}}
+@media print{:root{--text:#000;--muted:#444;--back:#fff;--panel:#f6f8fa;--line:#bbb;--grid:#e6eaee;
+--good:#1a7f37;--bad:#c6202b;--warn:#8a5a00;--good-back:#fff;--bad-back:#fff;--warn-back:#fff;
+--s0:#0969da;--s1:#d1590a;--s2:#59636e;color-scheme:light}
+main{max-width:none;padding:0}.contents,.copy{display:none}.scroll,.drawing{overflow:visible}
+.drawing svg{min-width:0}table{font-size:.7rem}th,td{padding:3px 5px}
+figure,tr,.headline{break-inside:avoid}h2{break-after:avoid}}
 """
 
 SCRIPT = """
@@ -61,4 +107,12 @@ head.setAttribute("aria-sort",up?"ascending":"descending");
 [...body.rows].sort((x,y)=>(up?1:-1)*order(key(x,i),key(y,i))).forEach(r=>body.append(r))};
 head.addEventListener("click",sort);
 head.addEventListener("keydown",e=>{if(e.key==="Enter")sort()})})});
+document.querySelectorAll("button.copy").forEach(button=>{
+const code=button.parentElement.querySelector("code"),said=button.textContent;
+const done=()=>{button.textContent="Copied";setTimeout(()=>{button.textContent=said},1500)};
+const chosen=()=>{const range=document.createRange();range.selectNodeContents(code);
+const marked=getSelection();marked.removeAllRanges();marked.addRange(range);
+if(document.execCommand("copy"))done()};
+button.addEventListener("click",()=>{if(!navigator.clipboard)return chosen();
+navigator.clipboard.writeText(code.textContent).then(done,chosen)})});
 """

@@ -18,6 +18,7 @@ from accel.report.axes import (
     x_axis,
 )
 from accel.report.markup import Markup, element, joined, number
+from accel.report.regions import REGION_ROOM, Region, regions_of
 
 _LABEL = 34  # longest x label in characters; the tail says more than the head
 _FALLBACK = ("#0969da", "#d1590a", "#59636e", "#1a7f37", "#8250df", "#b3196e")
@@ -34,12 +35,14 @@ class Series:
         kind: Points, a line, or a step line (for limits, which hold for a position and not between
             two).
         notes: Text for the tooltip of each position; the label, x and value are shown anyway.
+        tone: Its colour: one of its own for each series, that of a limit, or a muted one.
     """
 
     label: str
     values: Sequence[float | None]
     kind: Literal["points", "line", "steps"] = "points"
     notes: Sequence[str] = ()
+    tone: Literal["own", "limit", "muted"] = "own"
 
 
 def error_plot(
@@ -50,6 +53,8 @@ def error_plot(
     y_title: str = "relative error",
     mark: int | None = None,
     mark_label: str = "",
+    regions: Sequence[Region] = (),
+    description: str = "",
     width: int = 1080,
     height: int = 420,
 ) -> Markup:
@@ -63,6 +68,9 @@ def error_plot(
         y_title: What is plotted.
         mark: A position to point out by a vertical line.
         mark_label: What is written at it.
+        regions: Named ranges of positions; their names stand under the axis in place of those of
+            the positions.
+        description: What the drawing shows, for who cannot see it; `y_title` if empty.
         width: Of the drawing, in px; the page scales it.
         height: Of the drawing, in px, without the room for x labels.
 
@@ -75,14 +83,16 @@ def error_plot(
     count = _count(series, x_labels)
     names = [_shortened(name) for name in x_labels] or [str(i) for i in range(count)]
     legend, legend_rows = _legend(series, width)
-    frame = frame_of(_values(series), count, names, width, height, top=34 + 20 * legend_rows)
-    turned = bool(x_labels)
-    room = label_room(names) if turned else 18
+    leaning = () if regions else names
+    frame = frame_of(_values(series), count, leaning, width, height, top=34 + 20 * legend_rows)
+    turned = bool(x_labels) and not regions
+    room = REGION_ROOM if regions else label_room(names) if turned else 18
     total = frame.bottom + (ZERO_ROW if frame.has_zero else 0) + room + (26 if x_title else 8)
     parts = [
         *legend,
+        *regions_of(frame, regions),
         *grid(frame, y_title),
-        *x_axis(frame, names, turned=turned),
+        *([] if regions else x_axis(frame, names, turned=turned)),
         *_mark(frame, mark, mark_label),
         *(part for i, one in enumerate(series) for part in _drawn(frame, one, i, x_labels)),
         text_at(x_title, (frame.left + frame.right) / 2, total - 8, anchor="middle", muted=True),
@@ -93,9 +103,9 @@ def error_plot(
         xmlns="http://www.w3.org/2000/svg",
         viewBox=f"0 0 {width} {total:.0f}",
         role="img",
-        aria_label=y_title,
+        aria_label=description or y_title,
     )
-    return element("figure", drawing)
+    return element("figure", drawing, class_="drawing")
 
 
 def _count(series: Sequence[Series], x_labels: Sequence[str]) -> int:
@@ -129,8 +139,9 @@ def _mark(frame: Frame, index: int | None, label: str) -> list[Markup]:
 def _drawn(frame: Frame, one: Series, index: int, x_labels: Sequence[str]) -> list[Markup]:
     points = [(i, v) for i, v in enumerate(one.values) if v is not None]
     if one.kind == "steps":
-        return [_path(_steps(frame, points), index, dashed=True)]
-    parts = [_path(_polyline(frame, points), index)] if one.kind == "line" else []
+        return [_path(_steps(frame, points), _colour(one, index), dashed=True)]
+    colour = _colour(one, index)
+    parts = [_path(_polyline(frame, points), colour)] if one.kind == "line" else []
     radius = 3.4 if frame.count <= 120 else 2.2
     for i, value in points:
         where = x_labels[i] if x_labels else str(i)
@@ -139,7 +150,7 @@ def _drawn(frame: Frame, one: Series, index: int, x_labels: Sequence[str]) -> li
         parts.append(
             element(
                 "circle", title, cx=f"{frame.x(i):.1f}", cy=f"{frame.y(value):.1f}", r=radius,
-                style=f"fill:{_colour(index)};fill-opacity:.8",
+                style=f"fill:{colour};fill-opacity:.8",
             )
         )  # fmt: skip
     return parts
@@ -164,8 +175,8 @@ def _steps(frame: Frame, points: Sequence[tuple[int, float]]) -> str:
     return text
 
 
-def _path(d: str, index: int, *, dashed: bool = False) -> Markup:
-    style = f"fill:none;stroke:{_colour(index)};stroke-width:1.4"
+def _path(d: str, colour: str, *, dashed: bool = False) -> Markup:
+    style = f"fill:none;stroke:{colour};stroke-width:1.4"
     return element("path", d=d, style=style, stroke_dasharray="5 3" if dashed else None)
 
 
@@ -177,15 +188,18 @@ def _legend(series: Sequence[Series], width: int) -> tuple[list[Markup], int]:
         if x + need > width and x > 78.0:
             x, row = 78.0, row + 1
         y = 14 + 20 * row
+        colour = _colour(one, index)
         if one.kind == "points":
-            key = element("circle", cx=x + 9, cy=y, r=4, style=f"fill:{_colour(index)}")
+            key = element("circle", cx=x + 9, cy=y, r=4, style=f"fill:{colour}")
         else:
-            key = _path(f"M{x} {y}L{x + 18} {y}", index, dashed=one.kind == "steps")
+            key = _path(f"M{x} {y}L{x + 18} {y}", colour, dashed=one.kind == "steps")
         parts += [key, text_at(one.label, x + 24, y + 4)]
         x += need
     return parts, row + 1
 
 
-def _colour(index: int) -> str:
+def _colour(one: Series, index: int) -> str:
+    if one.tone != "own":
+        return "var(--bad,#c6202b)" if one.tone == "limit" else "var(--muted,#59636e)"
     slot = index % len(_FALLBACK)
     return f"var(--s{slot},{_FALLBACK[slot]})"

@@ -1,0 +1,58 @@
+"""From tensors to sketches and kept elements, without making the run wait for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from accel.numerics.storage.encoding import copied, dtype_name
+from accel.numerics.storage.entries import Line, Shard, Value
+from accel.numerics.storage.writer import StepWriter
+from accel_kernels.sketch import Sketch, sketch, sketch_numbers
+
+_MOST_WAITING = 512  # sketches that may wait on the device: 300 KB
+
+
+class Contents:
+    """Makes the sketches of one step and keeps elements.
+
+    On a device that computes in float64, sketches stay there until many can be copied at once, so
+    that the host does not wait for the device at every operator; their lines come a little later.
+
+    Args:
+        writer: Where elements are kept.
+        emit: Takes lines of the recording.
+    """
+
+    def __init__(self, writer: StepWriter, emit: Callable[[Line], None]) -> None:
+        self._writer, self._emit = writer, emit
+        self._waiting: list[tuple[int, str, tuple[int, ...], Shard | None, Tensor]] = []
+
+    def value(self, number: int, tensor: Tensor, shard: Shard | None) -> Value:
+        """The line that describes what a tensor holds now."""
+        dtype, shape = dtype_name(tensor.dtype), tuple(tensor.shape)
+        place = None if shard is None or shard.partial else (shard.shape, shard.offset)
+        if tensor.device.type == "cuda":
+            self._waiting.append((number, dtype, shape, shard, sketch_numbers(tensor, place)))
+            if len(self._waiting) >= _MOST_WAITING:
+                self.drain()
+            return Value(number, dtype, shape, shard=shard)
+        return Value(number, dtype, shape, sketch(tensor, place), shard=shard)
+
+    def kept(self, number: int, tensor: Tensor) -> Value | None:
+        """Keep a tensor's elements; None if the size cap is reached."""
+        digest = self._writer.keep(copied(tensor))
+        if digest is None:
+            return None
+        return Value(number, dtype_name(tensor.dtype), tuple(tensor.shape), blob=digest)
+
+    def drain(self) -> None:
+        """Copy all sketches that wait on the device, at once."""
+        if not self._waiting:
+            return
+        rows = torch.stack([row for *_, row in self._waiting]).cpu().numpy().astype("<f8")
+        for (number, dtype, shape, shard, _), row in zip(self._waiting, rows, strict=True):
+            self._emit(Value(number, dtype, shape, Sketch(row.tobytes()), shard=shard))
+        self._waiting.clear()

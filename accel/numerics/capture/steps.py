@@ -1,0 +1,228 @@
+"""One recorded step: hooks, operators and gradients put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
+
+from accel.numerics.capture import nesting
+from accel.numerics.capture.adjoints import Adjoints
+from accel.numerics.capture.checking import Checking
+from accel.numerics.capture.contents import Contents
+from accel.numerics.capture.environment import autocast_dtype, device_type_of
+from accel.numerics.capture.generators import generator_digests
+from accel.numerics.capture.modules import ModuleHooks
+from accel.numerics.capture.naming import Call, Names
+from accel.numerics.capture.operators import Operators
+from accel.numerics.capture.optimizers import state_of
+from accel.numerics.capture.selection import Selection
+from accel.numerics.capture.sharding import Sharding
+from accel.numerics.capture.values import Values
+from accel.numerics.storage.entries import (
+    End,
+    Line,
+    ModuleCall,
+    RootCall,
+    SourceKind,
+    Update,
+)
+from accel.numerics.storage.writer import StepWriter
+
+
+class Model:
+    """The recorded model's names.
+
+    Args:
+        module: It.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.root = module
+        self.modules = {inner: name for name, inner in module.named_modules()}
+        self.parameters: dict[int, tuple[str, str]] = {}
+        self.tensors: list[tuple[str, SourceKind, Tensor]] = []
+        for inner, path in self.modules.items():
+            for name, parameter in inner.named_parameters(recurse=False):
+                # A tied parameter goes by the first of its names, as in `named_parameters`.
+                if id(parameter) not in self.parameters:
+                    self.parameters[id(parameter)] = (path, name)
+                    self.tensors.append((f"{path}.{name}".lstrip("."), "parameter", parameter))
+            for name, buffer in inner.named_buffers(recurse=False):
+                self.tensors.append((f"{path}.{name}".lstrip("."), "buffer", buffer))
+
+    def full_name(self, parameter: Tensor) -> str | None:
+        """The name of one of its parameters, as in `named_parameters`; None for other tensors."""
+        found = self.parameters.get(id(parameter))
+        return None if found is None else ".".join(filter(None, found))
+
+
+class StepCapture:
+    """What is recorded of one step, from `open` to `close`.
+
+    Args:
+        model: The recorded model.
+        writer: Where the step goes.
+        level: `sketch`, `full` or `check`.
+        only: Which operators are kept with all elements at `full`.
+        sharding: Which part of a whole the process's tensors are.
+        pause: Makes a context in which nothing is recorded.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        writer: StepWriter,
+        *,
+        level: str,
+        only: Selection,
+        sharding: Sharding,
+        pause: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._model, self._writer, self._pause = model, writer, pause
+        self._sharding = sharding
+        self._lines: list[Line] = []
+        emit = self._lines.append
+        is_full = level == "full"
+        self._contents = Contents(writer, emit)
+        self._values = Values(self._contents, emit, sharding.of)
+        self._names = Names(model.parameters)
+        self._adjoints = Adjoints(self._names, self._values, emit, pause, everywhere=is_full)
+        self.operators = Operators(
+            self._names, self._values, self._adjoints, only if is_full else Selection([]), emit,
+            self._flush, Checking(emit) if level == "check" else None,
+        )  # fmt: skip
+        self._hooks = ModuleHooks(model.modules, self)
+        self._device = device_type_of(model.root)
+        self._inputs: list[tuple[Call, int, dict[str, int]]] = []
+        self._known: dict[str, int] = {}  # parameters and buffers
+        self._is_keeping = is_full
+        self._roots = 0
+        self.had_optimizer = False
+
+    def open(self) -> None:
+        """Begin: parameters first, so that other weights are seen before anything else."""
+        with self._pause():
+            for name, kind, tensor in self._model.tensors:
+                self._known[name] = self._value(tensor, kind, name)
+            self._flush()
+        self._hooks.attach()
+
+    def close(self) -> None:
+        """End the step; everything goes to the disk."""
+        self._hooks.detach()
+        with self._pause():
+            if not self.had_optimizer:
+                self._gradients()
+            self._values.close()
+            self._contents.drain()
+            self._flush()
+        self._adjoints.is_active = False
+        self._writer.end(End(self.operators.count, self._writer.dropped))
+
+    def root_is_called(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """The step began inside of a call of the model, whose own hooks are too late."""
+        self._hooks.begin_within(module, args, kwargs)
+
+    # --- modules ----------------------------------------------------------------------------------
+
+    def module_called(self, module: nn.Module, path: str, args: Any, kwargs: Any) -> None:
+        """A call begins (called by the hooks)."""
+        with self._pause():
+            inputs = dict([*nesting.tensors(tuple(args)), *nesting.tensors(dict(kwargs))])
+            is_root = not self._names.stack
+            call = self._names.enter(path)
+            call.autocast = autocast_dtype(self._device)
+            kind: SourceKind = "input" if is_root and call.node is None else "other"
+            if kind == "input":
+                self._root(module, (*args, dict(kwargs)))
+            found = {name: self._value(t, kind, name) for name, t in inputs.items()}
+            self._inputs.append((call, self.operators.count, found))
+            self._flush()
+
+    def module_returned(self, module: nn.Module, path: str, outputs: dict[str, Tensor]) -> None:
+        """A call is over (called by the hooks)."""
+        with self._pause():
+            call = self._names.leave()
+            _, first, inputs = self._inputs.pop()
+            found = {name: self._value(tensor) for name, tensor in outputs.items()}
+            for name, tensor in outputs.items():
+                self._adjoints.of_output(tensor, found[name])
+            self._lines.append(
+                ModuleCall(
+                    path,
+                    call.index,
+                    type(module).__name__,
+                    "forward" if call.node is None else "recompute",
+                    first,
+                    self.operators.count,
+                    inputs,
+                    found,
+                    module.training,
+                )
+            )
+            self._flush()
+
+    def _root(self, module: nn.Module, given: tuple[Any, ...]) -> None:
+        self._lines.append(
+            RootCall(
+                index=self._roots,
+                training=module.training,
+                autocast=autocast_dtype(self._device),
+                gradients=torch.is_grad_enabled(),
+                arguments=nesting.plain_values(given),
+                generators=generator_digests(),
+            )
+        )
+        self._roots += 1
+
+    # --- gradients and optimizers -----------------------------------------------------------------
+
+    def optimizer_begins(self, optimizer: Optimizer) -> None:
+        """An optimizer begins its step (called by the hooks)."""
+        with self._pause():
+            if not self.had_optimizer:
+                self._gradients()
+            for parameter, slot, tensor in state_of(optimizer):
+                name = self._model.full_name(parameter)
+                if name is not None:
+                    self._value(tensor, "state", f"{name}.{slot}")
+            self._flush()
+        self.had_optimizer = True
+        self._names.enter_optimizer(type(optimizer).__name__)
+
+    def optimizer_ends(self, optimizer: Optimizer) -> None:
+        """It is over (called by the hooks)."""
+        self._names.leave_optimizer()
+        with self._pause():
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    self._updated(parameter, "parameter", parameter)
+            for parameter, slot, tensor in state_of(optimizer):
+                self._updated(parameter, slot, tensor)
+            self._flush()
+
+    def _updated(self, parameter: Tensor, slot: str, tensor: Tensor) -> None:
+        name = self._model.full_name(parameter)
+        if name is not None:
+            self._lines.append(Update(name, slot, self._value(tensor)))
+
+    def _gradients(self) -> None:
+        for name, kind, parameter in self._model.tensors:
+            if kind == "parameter" and parameter.grad is not None:
+                local = self._sharding.local(parameter.grad)
+                self._adjoints.add(self._known[name], local)
+
+    # --- lines ------------------------------------------------------------------------------------
+
+    def _value(self, tensor: Tensor, kind: SourceKind = "other", name: str = "") -> int:
+        return self._values.of(self._sharding.local(tensor), kind, name)
+
+    def _flush(self) -> None:
+        if self._lines:
+            self._writer.add(*self._lines)
+            self._lines.clear()

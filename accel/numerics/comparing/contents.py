@@ -1,0 +1,138 @@
+"""The contents of recorded values as a comparison needs them: sketches, distances, dtypes."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from accel.numerics.comparing.interface import RecordedStep
+from accel.numerics.storage.entries import Operator, Ref, Value
+from accel_kernels.budgets import unit_roundoff
+from accel_kernels.sketch import Sketch, sketch
+from accel_kernels.sketch.layout import BUCKETS, LARGEST, LEAST, NUMBERS, SQUARES
+
+
+class Contents:
+    """The values of one step; a view stands for the value that it looks at.
+
+    Args:
+        step: The step.
+        divisors: What some values are divided by before they are compared, by id: gradients of
+            a scaled loss, or of the mean over a part of a batch.
+    """
+
+    def __init__(self, step: RecordedStep, divisors: Mapping[int, float] | None = None) -> None:
+        self.step = step
+        self._sketches: dict[int, Sketch | None] = {}
+        self._divisors = dict(divisors or {})
+
+    def value(self, number: int) -> Value:
+        """A value.
+
+        Raises:
+            ValueError: The recording refers to a value that it does not describe.
+        """
+        try:
+            return self.step.values[number]
+        except KeyError:
+            raise ValueError(
+                f"step {self.step.index} of rank {self.step.rank} refers to value {number}, which "
+                "it does not describe: the recording is damaged, record it again"
+            ) from None
+
+    def root(self, number: int) -> int:
+        """The value that a view looks at, through views of views; itself if it is none."""
+        seen = {number}
+        while (base := self.value(number).base) is not None and base not in seen:
+            seen.add(base)
+            number = base
+        return number
+
+    def sketch(self, number: int) -> Sketch | None:
+        """The sketch of a value, of what a view looks at, or of elements that were kept."""
+        if number not in self._sketches:
+            root = self.root(number)
+            found = self.value(root).sketch
+            if found is None and self.step.has_tensor(root):
+                found = sketch(self.step.tensor(root))
+            if found is not None and root in self._divisors:
+                found = scaled(found, 1.0 / self._divisors[root])
+            self._sketches[number] = found
+        return self._sketches[number]
+
+    def blob(self, number: int) -> str | None:
+        """The digest of the kept elements, of a view those of what it looks at."""
+        return self.value(self.root(number)).blob
+
+    def inputs(self, operator: Operator) -> list[int]:
+        """The values that an operator read, in the order of its arguments."""
+        return [ref for argument in operator.arguments.values() for ref in refs(argument)]
+
+
+def gradients(step: RecordedStep) -> Iterator[int]:
+    """The values that are gradients: what the backward made."""
+    for operator in step.operators:
+        if operator.key.phase == "backward":
+            yield from operator.produced
+    yield from step.adjoints.values()
+
+
+def scaled(one: Sketch, factor: float) -> Sketch:
+    """The sketch of a tensor times a positive factor."""
+    numbers = list(one.numbers)
+    numbers[:BUCKETS] = [x * factor for x in numbers[:BUCKETS]]
+    numbers[LEAST] *= factor
+    numbers[LARGEST] *= factor
+    numbers[SQUARES] *= factor * factor
+    return Sketch(struct.pack(f"<{NUMBERS}d", *numbers))
+
+
+def refs(argument: object) -> Iterator[int]:
+    """The values among an argument, in lists too."""
+    if isinstance(argument, Ref):
+        yield argument.value
+    elif isinstance(argument, list):
+        for item in argument:
+            yield from refs(item)
+
+
+def distance(a: Sketch | None, b: Sketch | None) -> float | None:
+    """L2 norm of the difference over the norm of the first; None if it cannot be told.
+
+    Returns:
+        0 for equal sketches; infinity if their non-finite elements differ or the first is all
+        zero; None if one is None or they are of tensors with other numbers of elements.
+    """
+    if a is None or b is None or a.count != b.count:
+        return None
+    if a.raw == b.raw:
+        return 0.0
+    if a.mask != b.mask:
+        return math.inf
+    apart = a.distance(b)
+    if apart == 0.0:
+        return 0.0
+    return apart / a.norm if a.norm > 0.0 else math.inf
+
+
+def is_same(a: Sketch | None, b: Sketch | None) -> bool:
+    """Whether two sketches are equal in all their numbers."""
+    return a is not None and b is not None and a.raw == b.raw
+
+
+def rounding(dtype: str) -> float:
+    """The unit roundoff of a dtype by its name; 0 for integers and what is not known."""
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype):
+        return 0.0
+    if found.is_complex:
+        found = found.to_real()
+    return unit_roundoff(found) if found.is_floating_point else 0.0
+
+
+def is_float(dtype: str) -> bool:
+    """Whether a dtype rounds."""
+    return rounding(dtype) > 0.0

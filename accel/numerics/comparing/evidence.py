@@ -1,0 +1,88 @@
+"""Everything that was found out about one step of two runs, before it is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from accel.numerics.comparing.alignment import Alignment
+from accel.numerics.comparing.comparison import Accuracy, Precondition, Row, Run, Verdict
+from accel.numerics.comparing.contents import Contents
+from accel.numerics.comparing.pairing import Measured
+from accel.numerics.comparing.structure import Structural
+from accel.numerics.storage.entries import Key, Operator
+
+
+@dataclass
+class Evidence:
+    """What the stages found.
+
+    Attributes:
+        a: The reference's values.
+        b: The candidate's values.
+        environment: Where manifests differ.
+        preconditions: What the runs begin with and that differs.
+        alignment: What is what.
+        structural: Differences between aligned operators.
+        measured: Aligned values.
+        rows: A row for each of `measured`.
+        accuracies: Of each run, how right its operators are, by operator id; empty without replay.
+        switches: Findings that a fault of an operator is a switch, by run and operator id.
+        collectives: Findings about collectives.
+        notes: What else should be known.
+    """
+
+    a: Contents
+    b: Contents
+    environment: Mapping[str, tuple[str, str]]
+    preconditions: list[Precondition]
+    alignment: Alignment
+    structural: Sequence[Structural]
+    measured: Sequence[Measured]
+    rows: list[Row]
+    accuracies: Mapping[Run, Mapping[int, Accuracy]] = field(default_factory=dict)
+    switches: Mapping[tuple[Run, int], str] = field(default_factory=dict)
+    collectives: Sequence[Verdict] = ()
+    notes: list[str] = field(default_factory=list)
+
+    def contents(self, run: Run) -> Contents:
+        """The values of one run."""
+        return self.a if run == "reference" else self.b
+
+    def unmatched(self, run: Run) -> Sequence[Operator]:
+        """The operators that only one run has; none where a run was killed in the step."""
+        if self.a.step.end is None or self.b.step.end is None:
+            return ()
+        return self.alignment.only_a if run == "reference" else self.alignment.only_b
+
+    def counterpart(self, run: Run, operator: int) -> Operator | None:
+        """The other run's operator that is aligned to one of a run's."""
+        index = self._counterparts()
+        return index.get((run, operator))
+
+    def _counterparts(self) -> dict[tuple[Run, int], Operator]:
+        if not hasattr(self, "_index"):
+            self._index: dict[tuple[Run, int], Operator] = {}
+            for pair in self.alignment.operators:
+                self._index["reference", pair.a.id] = pair.b
+                self._index["candidate", pair.b.id] = pair.a
+        return self._index
+
+    def rows_of(self, key: Key) -> list[Row]:
+        """The rows of the reference's operator of a name."""
+        return [row for row in self.rows if row.key == key]
+
+    def largest_before(self, operator: int) -> float:
+        """The largest finite distance of any row before one of the reference's operators."""
+        found = 0.0
+        for one, row in zip(self.measured, self.rows, strict=True):
+            if one.operators is not None and one.operators.a.id >= operator:
+                break
+            if row.distance is not None and row.distance < float("inf"):
+                found = max(found, row.distance)
+        return found
+
+    def has_effect(self, operator: Operator) -> bool:
+        """Whether any output of the reference's operator differs in the candidate."""
+        rows = self.rows_of(operator.key)
+        return not rows or any(row.distance != 0.0 for row in rows)

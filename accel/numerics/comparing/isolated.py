@@ -1,0 +1,219 @@
+"""How right each operator is by itself: float64 replay of what was kept, and `check` lines."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from accel.numerics.comparing import details, narrowing
+from accel.numerics.comparing.comparison import Accuracy, Coverage, Row, Run
+from accel.numerics.comparing.contents import Contents, refs
+from accel.numerics.comparing.evidence import Evidence
+from accel.numerics.comparing.replayer import CannotReplayError, Replayer
+from accel.numerics.replaying.judged import Judged
+from accel.numerics.replaying.limits import MOST_M, MOST_M_16, MOST_R, MOST_R_16
+from accel.numerics.replaying.operators import is_view, why_nothing_to_check
+from accel.numerics.storage.entries import Argument, Key, Operator, Ref
+
+_RUNS: tuple[Run, ...] = ("reference", "candidate")
+_DETAILED = 30  # rows besides the flagged ones whose worst elements are kept
+
+
+def replays(a: Contents, b: Contents) -> dict[Run, Replayer]:
+    """What replays the operators of each run."""
+    return {"reference": Replayer(a), "candidate": Replayer(b)}
+
+
+def judge(evidence: Evidence, replays: Mapping[Run, Replayer]) -> list[Coverage]:
+    """Replay what was kept; fill in the accuracies, switches and details of the rows.
+
+    Returns:
+        How much of each run was checked; nothing for a run of which nothing was.
+    """
+    found: dict[Run, dict[int, Accuracy]] = {}
+    coverage: list[Coverage] = []
+    for run in _RUNS:
+        contents = evidence.contents(run)
+        known = _of_run(contents, replays[run])
+        if known:
+            found[run] = known
+            coverage.append(_coverage(run, contents, known))
+    evidence.accuracies = found
+    evidence.switches = {
+        (run, operator): explanation
+        for run, known in found.items()
+        for operator, explanation in _switches(evidence, run, known, replays[run]).items()
+    }
+    evidence.rows = _with_accuracies(evidence)
+    evidence.rows = details.added(evidence, replays, _detailed(evidence.rows))
+    return coverage
+
+
+def _of_run(contents: Contents, replayer: Replayer) -> dict[int, Accuracy]:
+    """How right the operators of a run are, by id; none for those with nothing to check."""
+    found: dict[int, Accuracy] = {}
+    signatures: dict[object, tuple[Key, Accuracy]] = {}
+    for operator in contents.step.operators:
+        if not _is_checkable(operator):
+            continue
+        check = contents.step.checks.get(operator.id)
+        if replayer.can(operator) and operator.produced:
+            found[operator.id] = _replayed(replayer, operator)
+        elif check is not None:
+            found[operator.id] = accuracy_of(Judged.from_dict(check.fields))
+            signatures[_signature(contents, operator)] = operator.key, found[operator.id]
+        elif contents.step.checks:
+            same = signatures.get(_signature(contents, operator))
+            if same is not None:
+                found[operator.id] = replace(same[1], instance=same[0])
+        elif any(map(contents.step.has_tensor, operator.produced)):
+            reason = "what it was given was not kept"
+            found[operator.id] = Accuracy("unchecked", reason)
+    return found
+
+
+def _is_checkable(operator: Operator) -> bool:
+    return bool(operator.produced) and not (
+        is_view(operator.name, operator.overload)
+        or why_nothing_to_check(operator.name, operator.overload)
+    )
+
+
+def _replayed(replayer: Replayer, operator: Operator) -> Accuracy:
+    try:
+        return accuracy_of(replayer.judged(operator))
+    except CannotReplayError as error:
+        return Accuracy("unchecked", str(error))
+
+
+def accuracy_of(judged: Judged) -> Accuracy:
+    """A replay's verdict in the words of a comparison."""
+    if judged.verdict == "unchecked":
+        return Accuracy("unchecked", judged.reason or "")
+    sixteen = judged.dtype in ("float16", "bfloat16")
+    measured = judged.dtype is not None
+    return Accuracy(
+        verdict="faulty" if judged.verdict == "out" else "right",
+        reason=judged.reason or "",
+        rms=judged.R if measured else None,
+        worst=judged.M if measured else None,
+        misrounding=judged.misrounding if sixteen else None,
+        limit_rms=(MOST_R_16 if sixteen else MOST_R) if measured else None,
+        limit_worst=(MOST_M_16 if sixteen else MOST_M) if measured else None,
+    )
+
+
+def _signature(contents: Contents, operator: Operator) -> object:
+    """What makes two calls the same kind of call: name, dtypes, shapes, plain arguments."""
+
+    def plain(argument: Argument) -> object:
+        if isinstance(argument, Ref):
+            value = contents.value(argument.value)
+            return value.dtype, value.shape
+        return tuple(map(plain, argument)) if isinstance(argument, list) else repr(argument)
+
+    return (
+        operator.name,
+        operator.overload,
+        tuple((name, plain(value)) for name, value in operator.arguments.items()),
+    )
+
+
+def _switches(
+    evidence: Evidence, run: Run, known: Mapping[int, Accuracy], replayer: Replayer
+) -> dict[int, str]:
+    """Which faulty operators are right if their inputs are narrowed first, and to what."""
+    found: dict[int, str] = {}
+    for operator in evidence.contents(run).step.operators:
+        accuracy = known.get(operator.id)
+        if accuracy is not None and accuracy.verdict == "faulty" and replayer.can(operator):
+            explanation = narrowing.explanation(replayer, operator)
+            if explanation is not None:
+                found[operator.id] = explanation
+    return found
+
+
+def _with_accuracies(evidence: Evidence) -> list[Row]:
+    rows = []
+    ours = evidence.accuracies.get("reference", {})
+    theirs = evidence.accuracies.get("candidate", {})
+    by_key = evidence.a.step.by_key
+    for one, row in zip(evidence.measured, evidence.rows, strict=True):
+        if one.operators is not None:
+            left, right = ours.get(one.operators.a.id), theirs.get(one.operators.b.id)
+        else:
+            maker = None if row.key is None else by_key.get(row.key)
+            left = None if maker is None else ours.get(maker.id)
+            made = evidence.b.step.producers.get(evidence.b.root(one.pair.b))
+            right = None if made is None or row.aligned != "content" else theirs.get(made)
+        rows.append(replace(row, reference=left, candidate=right))
+    return rows
+
+
+def _detailed(rows: Sequence[Row]) -> set[int]:
+    """The rows whose worst elements are worth keeping, by order."""
+
+    def badness(row: Row) -> float:
+        known = [one for one in (row.candidate, row.reference) if one is not None]
+        worst = [one.worst for one in known if one.worst is not None]
+        return max(worst, default=0.0)
+
+    flagged = {
+        row.order
+        for row in rows
+        if row.status == "diverges"
+        or any(one and one.verdict == "faulty" for one in (row.candidate, row.reference))
+    }
+    ranked = sorted(rows, key=badness, reverse=True)[:_DETAILED]
+    return flagged | {row.order for row in ranked if badness(row) > 0.0}
+
+
+def _coverage(run: Run, contents: Contents, known: Mapping[int, Accuracy]) -> Coverage:
+    checked: Counter[str] = Counter()
+    unchecked: Counter[str] = Counter()
+    reasons: dict[str, str] = {}
+    unneeded = 0
+    for operator in contents.step.operators:
+        op, accuracy = operator.key.op, known.get(operator.id)
+        if not _is_checkable(operator):
+            unneeded += 1
+        elif accuracy is not None and accuracy.verdict != "unchecked":
+            checked[op] += 1
+        else:
+            unchecked[op] += 1
+            why = "its elements were not kept" if accuracy is None else accuracy.reason
+            reasons.setdefault(op, why)
+    return Coverage(run, dict(checked), dict(unchecked), reasons, unneeded)
+
+
+def errors(replayer: Replayer, operator: Operator) -> list[tuple[int, torch.Tensor]]:
+    """Of each floating-point output its value's id and output - float64(inputs).
+
+    Elements that are not finite on either side count as 0.
+
+    Raises:
+        CannotReplayError: There is no reference.
+    """
+    found = []
+    outputs, truths = replayer.outputs(operator), replayer.truth(operator)
+    for value, actual, truth in zip(operator.produced, outputs, truths, strict=True):
+        if truth is not None and actual.is_floating_point() and actual.shape == truth.shape:
+            error = actual.to(torch.float64) - truth
+            found.append((value, error.where(error.isfinite(), 0.0)))
+    return found
+
+
+def relative(part: torch.Tensor, whole: torch.Tensor) -> float:
+    """L2 norm of one tensor over that of another."""
+    size = float(whole.to(torch.float64).nan_to_num_(0.0, 0.0, 0.0).norm())
+    norm = float(part.norm())
+    return 0.0 if norm == 0.0 else (norm / size if size else math.inf)
+
+
+def read_by(operator: Operator) -> list[int]:
+    """The values that an operator read."""
+    return [value for argument in operator.arguments.values() for value in refs(argument)]

@@ -1,0 +1,142 @@
+"""Findings about programs that differ: dtypes, arguments, operators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from accel.numerics.comparing import value_findings
+from accel.numerics.comparing.comparison import Kind, Row, Verdict
+from accel.numerics.comparing.divergence import LIMIT
+from accel.numerics.comparing.evidence import Evidence
+from accel.numerics.comparing.structure import Structural, counted, is_cast, is_derived
+from accel.numerics.storage.entries import Operator
+
+_MOST = 5
+_ALL = 0.9  # share of operators beyond which a dtype is the model's and no single operator's
+
+
+def of_arguments(evidence: Evidence) -> Iterator[Verdict]:
+    """The first operator in another dtype, and the first with another argument, with an effect."""
+    effective = [one for one in evidence.structural if _counts(evidence, one)]
+    dtypes = [one for one in effective if one.kind == "dtype"]
+    others = [one for one in effective if one.kind != "dtype"]
+    found = []
+    if dtypes:
+        found.append((dtypes[0].pair.a.id, _dtype(evidence, dtypes)))
+    if others and not (dtypes and others[0].kind == "shape"):
+        found.append((others[0].pair.a.id, _argument(others)))
+    yield from (verdict for _, verdict in sorted(found, key=lambda pair: pair[0]))
+
+
+def _counts(evidence: Evidence, one: Structural) -> bool:
+    pair = one.pair
+    if not evidence.has_effect(pair.a):
+        return False
+    if is_derived(one) and one.apart <= LIMIT * evidence.largest_before(pair.a.id):
+        return False
+    if one.kind == "dtype" or not _is_rebuilt(evidence, pair.a):
+        return True
+    # Where other operators run, two of the same name need not be the same.
+    return any(row.status == "diverges" for row in evidence.rows_of(pair.a.key))
+
+
+def _is_rebuilt(evidence: Evidence, operator: Operator) -> bool:
+    """Whether other operators than casts have no counterpart at an operator's place."""
+    place = operator.key[:3]
+    runs = (evidence.unmatched("reference"), evidence.unmatched("candidate"))
+    return any(one.key[:3] == place and not is_cast(one) for side in runs for one in side)
+
+
+def _dtype(evidence: Evidence, found: Sequence[Structural]) -> Verdict:
+    first = found[0]
+    a, b = first.pair.a, first.pair.b
+    facts = [f"{one.pair.a.key} {one.text}" for one in found[:_MOST]]
+    if len(found) > _MOST:
+        facts.append(f"{len(found) - _MOST} more operators do")
+    casts = [
+        [one for one in evidence.unmatched(run) if is_cast(one) and one.key[:3] == a.key[:3]]
+        for run in ("reference", "candidate")
+    ]
+    if casts[0] or casts[1]:
+        facts.append(
+            f"{len(casts[0])} casts there are missing in the candidate, {len(casts[1])} are extra"
+        )
+    kind, why = _reason(evidence, found)
+    return Verdict(kind, f"{a.key} {first.text}{why}", tuple(facts), a.key, b.place or a.place)
+
+
+def _reason(evidence: Evidence, found: Sequence[Structural]) -> tuple[Kind, str]:
+    first = found[0]
+    a, b = first.pair.a, first.pair.b
+    if a.autocast != b.autocast:
+        return (
+            "different switch",
+            f": autocast is {b.autocast} there, in the reference {a.autocast}",
+        )
+    if a.autocast is not None:
+        return "different switch", f": a rule of autocast ({a.autocast}) is missing or different"
+    if len(found) >= _ALL * max(1, len(evidence.alignment.operators)):
+        return "different switch", ", as nearly all operators do"
+    return "different program", ""
+
+
+def _argument(found: Sequence[Structural]) -> Verdict:
+    first = found[0]
+    a, b = first.pair.a, first.pair.b
+    facts = [f"{one.pair.a.key}: {one.text}" for one in found[:_MOST]]
+    if len(found) > _MOST:
+        facts.append(f"{len(found) - _MOST} more differ")
+    return Verdict(
+        "different program", f"{a.key}: {first.text}", tuple(facts), a.key, b.place or a.place
+    )
+
+
+def of_operators(evidence: Evidence) -> Iterator[Verdict]:
+    """Whether values diverge first where the runs have other operators."""
+    first = next((row for row in evidence.rows if row.status == "diverges"), None)
+    if first is None:
+        return
+    left = _rebuilt(evidence.unmatched("reference"), first)
+    right = _rebuilt(evidence.unmatched("candidate"), first)
+    if not left and not right:
+        return
+    facts = [
+        f"only in the reference: {counted(left) or 'nothing'}",
+        f"only in the candidate: {counted(right) or 'nothing'}",
+        value_findings.numbers(first),
+    ]
+    where = first.module or "the model"
+    if _all_right(evidence, left, right):
+        yield Verdict(
+            "different program",
+            f"{where} runs other operators, each of them right, and {first.name} differs by more "
+            "than rounding explains",
+            tuple(facts), first.key, first.place,
+        )  # fmt: skip
+        return
+    yield Verdict(
+        "cannot decide",
+        f"{where} runs other operators, and {first.name} differs by more than rounding explains; "
+        "whether they are meant to compute the same takes their elements",
+        tuple(facts), first.key, first.place,
+    )  # fmt: skip
+
+
+def _rebuilt(operators: Sequence[Operator], row: Row) -> list[Operator]:
+    return [
+        one
+        for one in operators
+        if one.key.module == row.module and one.key.phase == row.phase and not is_cast(one)
+    ]
+
+
+def _all_right(evidence: Evidence, left: Sequence[Operator], right: Sequence[Operator]) -> bool:
+    ours = evidence.accuracies.get("reference", {})
+    theirs = evidence.accuracies.get("candidate", {})
+    checked = [
+        known[one.id].verdict
+        for known, side in ((ours, left), (theirs, right))
+        for one in side
+        if one.id in known
+    ]
+    return bool(ours) and bool(theirs) and set(checked) == {"right"}

@@ -1,0 +1,200 @@
+"""The stages of a comparison, for one step of one rank of each run."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from accel.numerics.comparing import foreign, isolated
+from accel.numerics.comparing.alignment import aligned
+from accel.numerics.comparing.attribution import attributed
+from accel.numerics.comparing.comparison import (
+    Attribution,
+    Coverage,
+    ModuleRow,
+    Precondition,
+    RankCell,
+    Row,
+    Run,
+    Status,
+    Unmatched,
+    Verdict,
+)
+from accel.numerics.comparing.content import by_content
+from accel.numerics.comparing.contents import Contents, gradients
+from accel.numerics.comparing.divergence import rows_of
+from accel.numerics.comparing.evidence import Evidence
+from accel.numerics.comparing.interface import RecordedStep
+from accel.numerics.comparing.pairing import measured
+from accel.numerics.comparing.preconditions import preconditions
+from accel.numerics.comparing.structure import structural
+from accel.numerics.comparing.verdict import findings
+
+_WORST: dict[Status, int] = {"equal": 0, "rounding": 1, "carried": 2, "unknown": 3, "diverges": 4}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compare; see `compare`.
+
+    Attributes:
+        scale: Factor of the candidate's gradients.
+        divisors: What single values of the reference and of the candidate are divided by.
+        replay: Whether to replay.
+        drifted: Whether an earlier step was compared and agreed: parameters may then differ by
+            what the steps between made of its rounding.
+        merged: Whether one of the steps is put together from several ranks.
+        environment: Where manifests differ.
+        collectives: What was found about collectives.
+    """
+
+    scale: float = 1.0
+    divisors: tuple[Mapping[int, float], Mapping[int, float]] = ({}, {})
+    replay: bool = True
+    drifted: bool = False
+    merged: bool = False
+    environment: dict[str, tuple[str, str]] = field(default_factory=dict)
+    collectives: tuple[Verdict, ...] = ()
+
+
+@dataclass
+class Outcome:
+    """What was found of one step; see `Comparison` for the attributes."""
+
+    step: int
+    findings: list[Verdict]
+    rows: list[Row]
+    preconditions: list[Precondition]
+    unmatched: list[Unmatched]
+    modules: list[ModuleRow]
+    coverage: list[Coverage]
+    attribution: Attribution | None
+    notes: list[str]
+    ranks: list[RankCell] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the step agrees."""
+        return self.findings[0].kind in ("same", "rounding only")
+
+
+def compared(a: RecordedStep, b: RecordedStep, options: Options) -> Outcome:
+    """Compare one step of one rank."""
+    scales = dict.fromkeys(gradients(b), options.scale) if options.scale != 1.0 else {}
+    for value, divisor in options.divisors[1].items():
+        scales[value] = scales.get(value, 1.0) * divisor
+    left, right = Contents(a, options.divisors[0]), Contents(b, scales)
+    evidence = _evidence(left, right, options)
+    coverage: list[Coverage] = []
+    attribution: Attribution | None = None
+    if options.replay:
+        replays = isolated.replays(left, right)
+        coverage = isolated.judge(evidence, replays)
+        attribution = attributed(evidence, replays)
+    evidence.preconditions += foreign.foreign(evidence)
+    return Outcome(
+        step=b.index,
+        findings=findings(evidence),
+        rows=evidence.rows,
+        preconditions=evidence.preconditions,
+        unmatched=_unmatched(evidence),
+        modules=_modules(evidence),
+        coverage=coverage,
+        attribution=attribution,
+        notes=[*evidence.notes, *_notes(a, b)],
+    )
+
+
+def _evidence(a: Contents, b: Contents, options: Options) -> Evidence:
+    alignment = aligned(a.step, b.step)
+    everything = measured(a, b, alignment, by_content(a, b, alignment))
+    begun = preconditions(a, b)
+    differing = structural(a, b, alignment)
+    if options.merged:  # sizes are those of parts
+        differing = [one for one in differing if one.kind in ("dtype", "number")]
+    return Evidence(
+        a=a,
+        b=b,
+        environment=options.environment,
+        preconditions=[_drifted(one) for one in begun] if options.drifted else begun,
+        alignment=alignment,
+        structural=differing,
+        measured=everything,
+        rows=rows_of(a, b, alignment, everything),
+        collectives=options.collectives,
+    )
+
+
+def _drifted(one: Precondition) -> Precondition:
+    """A precondition of a later step: trained tensors may differ a little."""
+    from dataclasses import replace
+
+    moved = one.subject in ("parameter", "buffer", "state") and (
+        not one.relation or one.relation.startswith("differs by")
+    )
+    return replace(one, decisive=False) if moved else one
+
+
+def _unmatched(evidence: Evidence) -> list[Unmatched]:
+    found = []
+    runs: tuple[tuple[Run, Contents], ...] = (("reference", evidence.a), ("candidate", evidence.b))
+    for run, contents in runs:
+        for one in evidence.unmatched(run):
+            dtypes = tuple(contents.value(value).dtype for value in one.produced)
+            found.append(Unmatched(run, one.key, one.place, dtypes))
+    return found
+
+
+def _modules(evidence: Evidence) -> list[ModuleRow]:
+    operators = Counter(one.key.module for one in evidence.a.step.operators)
+    unmatched = Counter(
+        one.key.module for run in ("reference", "candidate") for one in evidence.unmatched(run)
+    )
+    classes = {call.module: call.class_name for call in evidence.a.step.modules}
+    grouped: dict[str, list[Row]] = defaultdict(list)
+    for row in evidence.rows:
+        grouped[row.module].append(row)
+    return [
+        ModuleRow(
+            module=module,
+            module_class=classes.get(module, ""),
+            operators=operators[module],
+            unmatched=unmatched[module],
+            forward=_largest(rows, "forward"),
+            backward=_largest(rows, "backward"),
+            status=worst(rows),
+            faulty=sum(_is_faulty(row) for row in rows),
+        )
+        for module, rows in grouped.items()
+    ]
+
+
+def worst(rows: Sequence[Row]) -> Status:
+    """The worst status of some rows; `unknown` for none."""
+    return max((row.status for row in rows), key=_WORST.__getitem__, default="unknown")
+
+
+def _largest(rows: Sequence[Row], phase: str) -> float | None:
+    known = [row.distance for row in rows if row.phase == phase and row.distance is not None]
+    return max(known, default=None)
+
+
+def _is_faulty(row: Row) -> bool:
+    return any(
+        one is not None and one.verdict == "faulty" for one in (row.reference, row.candidate)
+    )
+
+
+def _notes(a: RecordedStep, b: RecordedStep) -> list[str]:
+    notes = []
+    for name, step in (("reference", a), ("candidate", b)):
+        if step.end is None:
+            notes.append(f"the {name}'s step {step.index} was cut short: what is there is compared")
+        elif step.end.dropped:
+            notes.append(f"the {name} did not keep {step.end.dropped} tensors: its size cap")
+        reasons = Counter(one.reason for one in step.skipped)
+        for reason, count in reasons.most_common(3):
+            first = next(one.what for one in step.skipped if one.reason == reason)
+            notes.append(f"the {name} skipped {count} ({first}, …): {reason}")
+    return notes

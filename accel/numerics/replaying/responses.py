@@ -1,0 +1,141 @@
+"""How an operator's results respond to inputs wrong by the roundoff it computes with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from accel.numerics.replaying.calls import Call, Given, Results, mapped, tensors_in, widened
+from accel.numerics.replaying.operators import SCALAR_OPERANDS, is_pointwise, short_name
+
+Replayed = Callable[[Mapping[str, Given]], Results]
+
+_DRAWS = 4
+_FEW_DRAWS = 2  # for large tensors, where no few elements decide
+_LARGE = 1_000_000  # elements
+_SEED = 20_240_401
+
+# Sums of products of their float arguments, each product once: with every argument squared they
+# give the variance of the response itself. The number is how many noisy factors a product has.
+_MULTILINEAR = {
+    "mm": 2, "bmm": 2, "addmm": 2, "baddbmm": 2, "mv": 2, "addmv": 2, "dot": 2, "vdot": 2,
+    "linear": 2, "matmul": 2, "convolution": 2, "convolution_backward": 2, "sum": 1, "cumsum": 1,
+    "embedding_dense_backward": 1, "index_add": 1, "index_add_": 1, "scatter_add": 1,
+    "scatter_add_": 1, "index_put": 1, "index_put_": 1, "_index_put_impl_": 1,
+}  # fmt: skip
+_SQUARED_SCALARS = frozenset({"alpha", "beta"})
+
+
+def roundoff(call: Call) -> float:
+    """Unit roundoff of the precision an operator computes in: of float64, or else of float32."""
+    floats = [t.dtype for t in call.tensors if t.is_floating_point() or t.is_complex()]
+    tensors = [t for t in call.tensors if t.dim()] or call.tensors
+    if any(t.dtype in (torch.float64, torch.complex128) for t in tensors) or not floats:
+        return 2.0**-53
+    return 2.0**-24
+
+
+def mean_squares(call: Call, replay: Replayed, truth: Results, unit: float) -> dict[str, Tensor]:
+    """The mean square response of each result, by name as in `Results.named`.
+
+    Args:
+        call: The call.
+        replay: Makes it in float64.
+        truth: What it gave without noise.
+        unit: Unit roundoff of the noise.
+
+    Raises:
+        CannotReplayError: The operator refuses what is only slightly different.
+    """
+    factors = _MULTILINEAR.get(short_name(call.name)) if call.name.startswith("aten::") else None
+    if factors is not None and not any(t.is_complex() for t in call.tensors):
+        squared = replay(_squared(call))
+        return {name: value.abs_().mul_(factors * unit**2) for name, value in _real(squared)}
+    draws = _single_draws(call) if is_pointwise(call.name, call.overload) else _joint_draws(call)
+    exact = dict(_real(truth))
+    total = {name: torch.zeros_like(value) for name, value in exact.items()}
+    for seed, names in enumerate(draws):
+        generator = torch.Generator().manual_seed(_SEED + seed)
+        noisy = replay(_perturbed(call, unit, generator, names))
+        for name, value in _real(noisy):
+            total[name] += (value - exact[name]).square_()
+    many = 1 if is_pointwise(call.name, call.overload) else len(draws)
+    return {name: value.div_(many) for name, value in total.items()}
+
+
+def _real(results: Results) -> list[tuple[str, Tensor]]:
+    return [(name, real(value)) for name, value in results.named() if is_inexact(value)]
+
+
+def is_inexact(tensor: Tensor) -> bool:
+    """Whether a tensor holds real or complex floating-point numbers."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def real(tensor: Tensor) -> Tensor:
+    """A complex tensor as real and imaginary parts."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def _single_draws(call: Call) -> list[frozenset[str]]:
+    """Each tensor argument by itself: an elementwise response then is never small by luck."""
+    names = [
+        name
+        for name, value in call.arguments.items()
+        if any(is_inexact(tensor) for tensor in tensors_in(value))
+    ]
+    return [frozenset({name}) for name in names]
+
+
+def _joint_draws(call: Call) -> list[frozenset[str]]:
+    count = _FEW_DRAWS if sum(t.numel() for t in call.tensors) > _LARGE else _DRAWS
+    return [frozenset(call.arguments)] * count
+
+
+def _perturbed(
+    call: Call, unit: float, generator: torch.Generator, names: frozenset[str]
+) -> dict[str, Given]:
+    def perturb(value: Given) -> Given:
+        if not isinstance(value, Tensor) or not is_inexact(value):
+            return value
+        parts = real(value)
+        signs = torch.empty(parts.shape, dtype=torch.float64)
+        noisy = parts * signs.bernoulli_(0.5, generator=generator).mul_(2 * unit).add_(1 - unit)
+        return torch.view_as_complex(noisy) if value.is_complex() else noisy
+
+    return {
+        name: mapped(value, perturb) if name in names else value
+        for name, value in widened(call).items()
+    }
+
+
+def _squared(call: Call) -> dict[str, Given]:
+    def square(value: Given) -> Given:
+        if isinstance(value, Tensor) and is_inexact(value):
+            return value.square()
+        return value
+
+    given = {name: mapped(value, square) for name, value in widened(call).items()}
+    return {
+        name: value**2 if name in _SQUARED_SCALARS and isinstance(value, (int, float)) else value
+        for name, value in given.items()
+    }
+
+
+def with_rounded_scalars(call: Call, dtype: torch.dtype) -> Call:
+    """The call with the Python scalars that take part in its arithmetic rounded to `dtype`."""
+
+    def rounded(value: Given) -> Given:
+        if isinstance(value, float) and math.isfinite(value):
+            return float(torch.tensor(value, dtype=torch.float64).to(dtype))
+        return value
+
+    arguments = {
+        name: mapped(value, rounded) if name in SCALAR_OPERANDS else value
+        for name, value in call.arguments.items()
+    }
+    return replace(call, arguments=arguments)

@@ -1,0 +1,235 @@
+"""`replay`: every recorded operator judged by its float64 replay, from one recording, on any CPU."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from accel.numerics.replaying.chaining import chained_errors
+from accel.numerics.replaying.judged import Judged, Verdict
+from accel.numerics.replaying.judging import judge
+from accel.numerics.replaying.operators import is_view, kind_of, why_nothing_to_check
+from accel.numerics.replaying.recorded import (
+    RecordedStep,
+    Tensors,
+    call_from,
+    inputs_of,
+    results_from,
+)
+from accel.numerics.replaying.refusals import CannotReplayError
+from accel.numerics.storage.entries import Key, Operator
+from accel.numerics.storage.reader import Recording, load_recording
+from accel.report import Progress
+
+
+@dataclass(frozen=True)
+class JudgedOperator:
+    """One recorded operator and the verdict on it."""
+
+    id: int
+    key: Key
+    judged: Judged
+
+
+@dataclass(frozen=True)
+class StepReplay:
+    """The replay of one step of one rank.
+
+    Attributes:
+        rank: Which process.
+        index: Which step.
+        operators: Every operator of the step, in execution order, with its verdict.
+        errors: Of each value the accumulated error of the run: the rms of its difference from the
+            same graph computed in float64 throughout, over the rms of that; empty unless asked for.
+    """
+
+    rank: int
+    index: int
+    operators: tuple[JudgedOperator, ...]
+    errors: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What the replay of a recording found.
+
+    Attributes:
+        path: The recording.
+        steps: By rank and step.
+    """
+
+    path: str
+    steps: tuple[StepReplay, ...]
+
+    @cached_property
+    def operators(self) -> tuple[JudgedOperator, ...]:
+        """Every operator of every step."""
+        return tuple(operator for step in self.steps for operator in step.operators)
+
+    @cached_property
+    def counts(self) -> Counter[Verdict]:
+        """How many operators got each verdict."""
+        return Counter(operator.judged.verdict for operator in self.operators)
+
+    @cached_property
+    def counts_by_kind(self) -> dict[str, Counter[Verdict]]:
+        """The same for each family of operators."""
+        found: dict[str, Counter[Verdict]] = {}
+        for operator in self.operators:
+            found.setdefault(operator.judged.kind, Counter())[operator.judged.verdict] += 1
+        return found
+
+    @property
+    def out(self) -> tuple[JudgedOperator, ...]:
+        """The operators that are out of the limits, in execution order."""
+        return tuple(one for one in self.operators if one.judged.verdict == "out")
+
+    @property
+    def ok(self) -> bool:
+        """Whether something was checked and nothing is out of the limits."""
+        checked = self.counts["within"] + self.counts["exact"] + self.counts["known"]
+        return checked > 0 and not self.out
+
+    @property
+    def sentence(self) -> str:
+        """The outcome in one sentence."""
+        counts = self.counts
+        checked = sum(counts.values()) - counts["unchecked"]
+        covered = f"{checked} of {sum(counts.values())} operators were checked"
+        if not checked:
+            return f"Nothing could be replayed: {covered}."
+        if not self.out:
+            return f"Every operator computed what its inputs say: {covered}."
+        first = self.out[0]
+        return (
+            f"{len(self.out)} operators are out of their limits, first {first.key}: "
+            f"{first.judged.reason}; {covered}."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values for JSON."""
+        return {
+            "path": self.path,
+            "ok": self.ok,
+            "sentence": self.sentence,
+            "counts": dict(self.counts),
+            "kinds": {kind: dict(counts) for kind, counts in self.counts_by_kind.items()},
+            "steps": [
+                {
+                    "rank": step.rank,
+                    "step": step.index,
+                    "operators": [{"id": o.id, **o.judged.to_dict()} for o in step.operators],
+                    "errors": {str(value): error for value, error in step.errors.items()},
+                }
+                for step in self.steps
+            ],
+        }
+
+
+def replay(
+    recording: Recording | str | os.PathLike[str],
+    *,
+    ranks: Collection[int] | None = None,
+    steps: Collection[int] | None = None,
+    only: Callable[[Operator], bool] | None = None,
+    chained: bool = False,
+    progress: bool = False,
+) -> Replay:
+    """Replay every recorded operator in float64 on the CPU and judge it.
+
+    Each operator is judged from its own recorded inputs, so that no error is blamed on an operator
+    after the one that made it; no second run, no accelerator and no tolerance is needed. What was
+    not kept (`level="sketch"`) and what has no reference is counted as not checked. Online verdicts
+    of `level="check"` are taken over.
+
+    Args:
+        recording: A recording at level `full` or `check`, or its path.
+        ranks: Which ranks; all if None.
+        steps: Which steps; all if None.
+        only: Which operators; all if None.
+        chained: Whether to compute the whole graph in float64 too, from the step's sources on, and
+            give every value's accumulated error.
+        progress: Show how far it is on standard error.
+
+    Raises:
+        ValueError: There is no such rank or step, or the recording is damaged.
+    """
+    source = recording if isinstance(recording, Recording) else load_recording(recording)
+    chosen = list(_chosen(source, ranks, steps))
+    total = sum(len(step.operators) for step in chosen) * (2 if chained else 1)
+    found = []
+    with Progress(total, "replay", unit="operator", enabled=progress) as bar:
+        for step in chosen:
+            operators = tuple(replayed(step, only, lambda one: bar.advance(text=str(one.key))))
+            errors = chained_errors(step, bar.advance) if chained else {}
+            found.append(StepReplay(step.rank, step.index, operators, errors))
+    return Replay(str(source.path), tuple(found))
+
+
+def _chosen(
+    recording: Recording, ranks: Collection[int] | None, steps: Collection[int] | None
+) -> Iterator[Any]:
+    missing = sorted(set(ranks or ()) - set(recording.ranks))
+    if missing:
+        raise ValueError(
+            f"{recording.path} has no rank {missing[0]}; it has {sorted(recording.ranks)}"
+        )
+    for rank, found in recording.ranks.items():
+        if ranks is not None and rank not in ranks:
+            continue
+        lacking = sorted(set(steps or ()) - set(found.steps))
+        if lacking:
+            raise ValueError(
+                f"{recording.path} has no step {lacking[0]} of rank {rank}; "
+                f"it has {sorted(found.steps)}"
+            )
+        for index in found.steps:
+            if steps is None or index in steps:
+                yield found.steps[index]
+
+
+def replayed(
+    step: RecordedStep,
+    only: Callable[[Operator], bool] | None = None,
+    on_operator: Callable[[JudgedOperator], None] = lambda one: None,
+) -> Iterator[JudgedOperator]:
+    """Judge the operators of one step, in order.
+
+    Args:
+        step: The step.
+        only: Which operators; all if None.
+        on_operator: Called with each, for a progress bar.
+    """
+    tensors = Tensors(step)
+    checks = getattr(step, "checks", {})
+    for operator in step.operators:
+        if only is not None and not only(operator):
+            continue
+        check = checks.get(operator.id)
+        judged = _judged(operator, tensors)
+        if judged.verdict == "unchecked" and check is not None:
+            judged = replace(Judged.from_dict(check.fields), operator=str(operator.key))
+        one = JudgedOperator(operator.id, operator.key, judged)
+        on_operator(one)
+        yield one
+
+
+def _judged(operator: Operator, tensors: Tensors) -> Judged:
+    key = str(operator.key)
+    kind = kind_of(operator.name, operator.overload)
+    unchecked = Judged(key, operator.name, kind, "unchecked")
+    if is_view(operator.name, operator.overload):
+        return replace(unchecked, verdict="exact", reason="a view computes nothing")
+    if not all(map(tensors.has, (*inputs_of(operator), *operator.produced))):
+        reason = why_nothing_to_check(operator.name, operator.overload)
+        return replace(unchecked, reason=reason or "its inputs or outputs were not kept")
+    try:
+        call = call_from(operator, tensors.of)
+    except CannotReplayError as error:
+        return replace(unchecked, reason=str(error))
+    results = results_from(operator, tensors.of)
+    return judge(call, results.outputs, results.written, key)
