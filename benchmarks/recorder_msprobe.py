@@ -100,7 +100,8 @@ def main() -> None:
     print(accel.report.text.table(_HEADERS, [_row(row) for row in rows]))
     sys.argv[1:] = ["--msprobe-python", "PATH"]  # the result names no path of this machine
     path = environment.write(
-        "recorder_msprobe", {"msprobe": found, "repetitions": options.repetitions, "rows": rows}
+        "recorder_msprobe",
+        {"msprobe": found, "threads": 1, "repetitions": options.repetitions, "rows": rows},
     )
     print(path.name)
 

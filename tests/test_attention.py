@@ -8,6 +8,8 @@ from torch import Tensor
 
 import accel
 from accel import AttentionState, BackendError
+from accel.testing import assert_backward_stable
+from accel.testing.cases import attention_formula
 
 
 def tensors(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -106,12 +108,18 @@ def test_explain_knows_autocast() -> None:
 def test_torch_func_grad(backend) -> None:
     query, key, value = tensors(*GOOD)
 
-    def loss(q: Tensor) -> Tensor:
-        return accel.segmented_attention(q, key, value, backend=backend).square().sum()
+    def loss(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return accel.segmented_attention(q, k, v, backend=backend).square().sum()
 
-    query.requires_grad_()
-    (expected,) = torch.autograd.grad(loss(query), query)
-    assert torch.allclose(torch.func.grad(loss)(query.detach()), expected, atol=1e-5)
+    @torch.enable_grad()
+    def by_autograd(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q = q.clone().requires_grad_()
+        out = attention_formula(q, k, v, is_causal=False)
+        return torch.autograd.grad(out.square().sum(), q)[0]
+
+    assert_backward_stable(
+        torch.func.grad(loss), query, key, value, reference=by_autograd, gradients=False
+    )
 
 
 def test_torch_func_on_the_cpu_backend_names_the_way_out() -> None:
@@ -167,7 +175,10 @@ def test_causal_is_aligned_at_the_bottom_right() -> None:
     """One last query sees every key; torch's operator would show it the first one only."""
     query, key, value = tensors((1, 1, 1, 4), (1, 1, 9, 4), (1, 1, 9, 4))
     ours = accel.segmented_attention(query, key, value, is_causal=True)
-    assert torch.allclose(ours, accel.segmented_attention(query, key, value), atol=1e-6)
+    assert_backward_stable(
+        lambda *t: accel.segmented_attention(*t, is_causal=True), query, key, value,
+        reference=lambda *t: attention_formula(*t, is_causal=False),
+    )  # fmt: skip
     theirs = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
     assert torch.equal(theirs, value[:, :, :1])
     assert not torch.allclose(ours, theirs)
@@ -179,8 +190,11 @@ def test_return_lse_gives_the_attention_state() -> None:
     assert isinstance(state, AttentionState)
     assert torch.equal(state.out, accel.segmented_attention(*inputs))
     assert state.lse.dtype == torch.float32
-    scores = inputs[0] @ inputs[1].mT / math.sqrt(8)
-    assert torch.allclose(state.lse, scores.logsumexp(-1), atol=1e-5)
+    assert_backward_stable(
+        lambda *t: accel.segmented_attention(*t, return_lse=True).lse, *inputs,
+        reference=lambda q, k, v: (q @ k.mT / math.sqrt(8)).logsumexp(-1),
+        gradients=False,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu", "sdpa"])

@@ -9,8 +9,8 @@ import accel.testing.suite
 from accel.cli import main
 from accel.testing import Check
 
-GOOD = Check("attention", "cpu/cpu", "float32", "out", 1e-7, 1e-7, 3e-7, None)
-BAD = Check("attention", "cpu/cpu", "float32", "out", 1e-3, 1e-7, 3e-7, "rms error exceeds")
+GOOD = Check("attention", "cpu/cpu", "float32", "out", 1.1, 3.2, 0.0, 0.1, "within")
+BAD = Check("attention", "cpu/cpu", "float32", "out", 90.0, 99.0, 0.0, 6.0, "out", "R is 90")
 
 
 @pytest.fixture
@@ -27,18 +27,18 @@ def checks(monkeypatch):
     return found
 
 
-def test_within_budget(checks, capsys, tmp_path: Path) -> None:
+def test_within_limits(checks, capsys, tmp_path: Path) -> None:
     report, data = tmp_path / "r.html", tmp_path / "r.json"
     assert main(["validate", "--html", str(report), "--json", str(data)]) == 0
-    assert "All 1 checks are within their budgets" in capsys.readouterr().out
+    assert "All 1 checks are within their limits" in capsys.readouterr().out
     assert json.loads(data.read_text())["ok"] is True
     assert report.read_text().startswith("<!doctype html>")
 
 
-def test_an_exceeded_budget_exits_with_1(checks, capsys) -> None:
+def test_a_check_out_of_its_limits_exits_with_1(checks, capsys) -> None:
     checks.append(BAD)
     assert main(["validate"]) == 1
-    assert "1 of 2 checks exceed their budgets" in capsys.readouterr().out
+    assert "1 of 2 checks are out of their limits" in capsys.readouterr().out
 
 
 def test_nothing_checked_is_no_success(checks) -> None:

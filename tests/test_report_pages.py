@@ -107,7 +107,7 @@ def test_tables_align_numbers_and_mark_rows() -> None:
     )  # fmt: skip
     assert '<td class="number" data-sort="1.23456e-07">1.23e-07</td>' in table
     assert '<td class="number" data-sort="inf">inf</td>' in table
-    assert "<td>-</td>" in table
+    assert '<td class="number">-</td>' in table
     assert "<td>True</td>" in table
     assert table.count('<tr class="bad">') == 1
     assert '<th scope="col" class="number">error</th>' in table

@@ -124,7 +124,9 @@ ARROW = {
     "accel.doctor": set(),
     "accel.attention": {"torch", "accel.dispatch", "accel.devices", "kernels.op"},
     "accel.precision": {"torch", "accel.dispatch", "accel.devices"},
-    "accel.numerics": {"torch", "accel.devices", "accel.report", "kernels.shared"},
+    "accel.numerics": {
+        "torch", "accel.devices", "accel.report", "kernels.shared", "kernels.vendor",
+    },
     "accel.testing": {
         "torch", "accel.devices", "accel.dispatch", "accel.numerics", "accel.attention",
         "accel.precision", "accel.report", "kernels.spec", "kernels.shared",

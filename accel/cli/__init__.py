@@ -16,7 +16,9 @@ from accel._version import __version__
 _COMMANDS = {
     "doctor": "what is on this machine, what is wrong, and the command that mends it",
     "validate": "how far each engine on this machine is from float64",
-    "compare": "compare two recordings and name the first module that diverges",
+    "record": "record a window of a program that calls accel.numerics.record",
+    "compare": "say whether two recordings agree, and if not, which operator is at fault",
+    "replay": "check every operator of one recording against float64",
     "simulate": "run an Ascend program where there is no Ascend",
 }
 
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 all well, 1 a finding (a broken machine, an exceeded budget),
-        2 wrong usage, unreadable input or unwritable output.
+        2 wrong usage, unreadable input or unwritable output, 3 undecided.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     chosen = next((argument for argument in given if not argument.startswith("-")), None)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from accel.numerics import portable_initialisation
 from accel_kernels import philox
@@ -272,11 +272,23 @@ class _Draw:
         make: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """The numbers that `make` makes of the words, of this shape, dtype and device."""
-        starts, length = runs(shape, offset, whole)
-        result = torch.empty(math.prod(shape), dtype=dtype, device=device)
+        # A recorder that watches operators sees a value from outside, not how it is made.
+        with _unwatched():
+            starts, length = runs(shape, offset, whole)
+            return self._made(starts, length, dtype, device, make).view(tuple(shape))
+
+    def _made(
+        self,
+        starts: Tensor,
+        length: int,
+        dtype: torch.dtype,
+        device: Device,
+        make: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        result = torch.empty(len(starts) * length, dtype=dtype, device=device)
         chunk = _CPU_CHUNK if result.is_cpu else _CHUNK
         if result.numel() == 0:
-            return result.view(tuple(shape))
+            return result
         if len(starts) > 1 and length < chunk:
             rows = max(chunk // length, 1)
             lines = result.view(len(starts), length)
@@ -284,13 +296,19 @@ class _Draw:
                 some = starts[begin : begin + rows].to(device)
                 words = philox.words_in_runs(some, length, self._seed, self._stream)
                 lines[begin : begin + rows] = make(words)
-            return result.view(tuple(shape))
+            return result
         for line, start in zip(result.view(len(starts), length), starts.tolist(), strict=True):
             for begin in range(0, length, chunk):
                 n = min(chunk, length - begin)
                 words = philox.words_from(start + begin, n, self._seed, self._stream, device=device)
                 line[begin : begin + n] = make(words)
-        return result.view(tuple(shape))
+        return result
+
+
+def _unwatched() -> contextlib.AbstractContextManager[object]:
+    if torch.compiler.is_compiling():
+        return contextlib.nullcontext()
+    return _disable_current_modes()
 
 
 def runs(

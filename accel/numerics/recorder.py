@@ -171,6 +171,21 @@ class Recorder:
         self._index += 1
         self._begin()
 
+    def rows(self, first: int, total: int) -> None:
+        """Say which rows of the batch the model is given next, in a data-parallel run.
+
+        Needed where the processes are given unequally many rows, as in a last batch: without it,
+        the first of n processes is taken to have the first n-th of the batch, and so on.
+
+        Args:
+            first: Index of this process's first row in the whole batch.
+            total: Number of rows in all processes.
+
+        Raises:
+            ValueError: The run is not data-parallel, or there are no such rows.
+        """
+        self._sharding.state_rows(first, total)
+
     @property
     def index(self) -> int:
         """Number of the current step, from 0."""

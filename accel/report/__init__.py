@@ -5,6 +5,7 @@ The standard library is all it needs: no torch, no network, no plotting package.
 
 from __future__ import annotations
 
+from accel.report import explorer as explorer
 from accel.report import html as html
 from accel.report import svg as svg
 from accel.report import text as text

@@ -26,22 +26,19 @@ def histogram(
     slot = width / max(len(bins), 1)
     base = 16.0 + height
     parts: list[Markup] = []
+    bars = ""  # one path, since a page may hold thousands of these
     every = math.ceil((max((len(name) for name, _ in bins), default=1) * CHAR + 6) / slot)
     for index, (name, count) in enumerate(bins):
         tall = height * math.log10(1 + count) / most
         middle = slot * (index + 0.5)
-        parts.append(
-            element(
-                "rect", element("title", f"{name}: {count:,}"), x=f"{slot * index + 1:.1f}",
-                y=f"{base - tall:.1f}", width=f"{max(1.0, slot - 2):.1f}", height=f"{tall:.1f}",
-                style="fill:var(--s1,#d1590a);fill-opacity:.8",
-            )
-        )  # fmt: skip
+        wide = max(1.0, slot - 2)
+        bars += f"M{slot * index + 1:.0f} {base:.0f}v-{tall:.0f}h{wide:.0f}v{tall:.0f}"
         if count and len(_short(count)) * CHAR <= slot + 2:
             parts.append(text_at(_short(count), middle, base - tall - 4, anchor="middle"))
         if index % every == 0:
             parts.append(text_at(name, middle, base + 15, anchor="middle", muted=True))
     parts += [
+        element("path", d=bars, style="fill:var(--s1,#d1590a);fill-opacity:.8"),
         line(0, base, width, base, "--line", "#d1d9e0"),
         text_at(title, width / 2, base + 33, anchor="middle", muted=True),
     ]
@@ -68,7 +65,8 @@ def waterfall(
     """How parts add up: each bar begins where the one above it ends.
 
     Args:
-        parts: Names and values of any sign, in the order they are added.
+        parts: Names and values of any sign, in the order they are added; one that is not finite
+            is named and adds nothing.
         title: What is added, with its unit.
         total: What the sum is called.
         actual: What the sum should be, drawn as a line; None if unknown.
@@ -86,21 +84,21 @@ def waterfall(
     def x(value: float) -> float:
         return left + (value - low) / ((high - low) or 1.0) * (right - left)
 
-    rows = [(name, start, value) for (name, value), start in zip(parts, sums[:-1], strict=True)]
-    rows.append((total, 0.0, sums[-1]))
+    rows = [(name, value, sums[i], sums[i + 1]) for i, (name, value) in enumerate(parts)]
+    rows.append((total, sums[-1], 0.0, sums[-1]))
     bottom = 34.0 + 22 * len(rows)
     drawn = [line(x(0.0), 24, x(0.0), bottom, "--line", "#d1d9e0")]
-    for index, (name, start, value) in enumerate(rows):
-        drawn += _bar(name, x(start), x(start + value), value, 30.0 + 22 * index,
-                      is_total=index == len(rows) - 1)  # fmt: skip
+    for index, (name, value, start, end) in enumerate(rows):
+        is_total = index == len(rows) - 1
+        drawn += _bar(name, value, x(start), x(end), 30.0 + 22 * index, is_total=is_total)
     if actual is not None and math.isfinite(actual):
         drawn += _actual(x(actual), f"{actual_name} {number(actual)}", bottom, width)
-    said = f"{title}: " + ", ".join(f"{name} {number(value)}" for name, _, value in rows)
+    said = f"{title}: " + ", ".join(f"{name} {number(value)}" for name, value, *_ in rows)
     return _drawing(drawn, width, bottom + 8, said, "drawing")
 
 
 def _bar(
-    name: str, start: float, end: float, value: float, top: float, *, is_total: bool
+    name: str, value: float, start: float, end: float, top: float, *, is_total: bool
 ) -> list[Markup]:
     low, high = sorted((start, end))
     colour = "--s2,#59636e" if is_total else "--s1,#d1590a" if value > 0 else "--s0,#0969da"
@@ -126,7 +124,6 @@ def _actual(x: float, said: str, bottom: float, width: float) -> list[Markup]:
 
 def _drawing(parts: Sequence[Markup], width: float, height: float, said: str, kind: str) -> Markup:
     drawing = element(
-        "svg", joined(parts), xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {width:.0f} {height:.0f}", role="img", aria_label=said,
+        "svg", joined(parts), viewBox=f"0 0 {width:.0f} {height:.0f}", role="img", aria_label=said,
     )  # fmt: skip
     return element("figure", drawing, class_=kind)

@@ -8,8 +8,14 @@ for (const place of document.querySelectorAll(".explorer")) {
   let order = data.rows.map((_, i) => i), matching = order, shown = data.first;
 
   const value = cell => typeof cell === "object" && cell !== null ? cell.sort : cell;
-  const number = x => Number.isInteger(x) ? String(x)
-    : Math.abs(x) >= 1e-3 && Math.abs(x) < 1e4 ? String(Number(x.toPrecision(3))) : x.toExponential(2);
+  // Three digits, as on the rest of the page.
+  const number = x => {
+    if (Number.isInteger(x)) return String(x);
+    const [digits, power] = x.toExponential(2).split("e");
+    if (power >= -4 && power < 3) return String(Number(x.toPrecision(3)));
+    const sign = power < 0 ? "-" : "+", size = String(Math.abs(power)).padStart(2, "0");
+    return `${Number(digits)}e${sign}${size}`;
+  };
   const infinite = new Map([["inf", Infinity], ["-inf", -Infinity]]);
   // Numbers before texts, NaN and what is unknown last, whichever way they are sorted.
   const compare = (a, b, way) => {
@@ -25,12 +31,18 @@ for (const place of document.querySelectorAll(".explorer")) {
     if (kind) made.className = kind;
     return made;
   };
+  // A name may be broken after its separators.
+  const broken = (into, text) => text.split(/(?<=[/._:])(?=[^/._:])/).forEach((part, i) => {
+    if (i) into.append(document.createElement("wbr"));
+    into.append(part);
+  });
   const cell = (content, column) => {
     const kind = data.columns[column].kind;
     const made = make(column === 0 ? "th" : "td", undefined, kind);
     if (column === 0) made.scope = "row";
     if (content === null) made.textContent = "-";
     else if (kind === "label") made.append(make("span", content.sort, "badge " + content.tone));
+    else if (kind === "code") broken(made, String(content));
     else made.textContent = typeof content === "number" ? number(content) : content;
     return made;
   };
@@ -45,10 +57,11 @@ for (const place of document.querySelectorAll(".explorer")) {
   };
   const opened = (row, i, button) => {
     button.setAttribute("aria-expanded", "true");
-    const detail = make("tr", undefined, "detail"), inside = make("td");
-    inside.colSpan = heads.length;
+    const detail = make("tr", undefined, "detail"), wide = make("td"), inside = make("div");
+    wide.colSpan = heads.length;
     inside.innerHTML = data.details[i]; // escaped where the page was made
-    detail.append(inside);
+    wide.append(inside);
+    detail.append(wide);
     row.after(detail);
   };
   const drawn = i => {
@@ -56,8 +69,9 @@ for (const place of document.querySelectorAll(".explorer")) {
     row.id = place.id + "-" + i;
     data.columns.forEach((column, c) => column.hidden || row.append(cell(cells[c], c)));
     if (data.details[i]) {
-      const head = row.cells[0], button = make("button", head.textContent, "open");
+      const head = row.cells[0], button = make("button", undefined, "open");
       button.type = "button";
+      button.append(...head.childNodes);
       button.setAttribute("aria-expanded", "false");
       button.addEventListener("click", () => toggle(row, i, button));
       head.replaceChildren(button);

@@ -10,14 +10,14 @@ import html
 import json
 import math
 from collections.abc import Collection, Sequence
-from importlib.resources import files
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from accel.report.html import Tone
 from accel.report.html import label as coloured
-from accel.report.markup import Markup, element, escaped, joined, number, void
+from accel.report.markup import Markup, breakable, element, escaped, joined, number, void
 
-SCRIPT = (files("accel.report") / "explorer.js").read_text(encoding="utf-8")
+SCRIPT = Path(__file__).with_name("explorer.js").read_text(encoding="utf-8")
 STYLE = """
 .explorer form{display:flex;flex-wrap:wrap;gap:8px 14px;align-items:center;margin:8px 0;
 font-size:.88rem}
@@ -28,13 +28,15 @@ font-size:.88rem}
 .explorer thead button:focus-visible{outline:2px solid var(--s0)}
 .explorer th[aria-sort=ascending] button::after{content:" \\2191"}
 .explorer th[aria-sort=descending] button::after{content:" \\2193"}
-.explorer tbody th{min-width:220px;overflow-wrap:anywhere}
+.explorer>.scroll{container-type:inline-size}
+.explorer>.scroll>table>tbody>tr>th{min-width:260px;overflow-wrap:anywhere}
 .explorer td.code{min-width:110px;overflow-wrap:anywhere}
 .explorer button.open{all:unset;cursor:pointer;color:var(--s0)}
 .explorer button.open:focus-visible{outline:2px solid var(--s0)}
 .explorer button.open::before{content:"\\25b8\\00a0";color:var(--muted)}
 .explorer button.open[aria-expanded=true]::before{content:"\\25be\\00a0"}
 .explorer tr.detail>td{background:var(--panel);padding:6px 16px 14px}
+.explorer tr.detail>td>div{position:sticky;left:16px;width:calc(100cqw - 34px)}
 .explorer tr:target>th{box-shadow:inset 4px 0 var(--s0)}
 .explorer .more{margin:10px 0}
 @media print{.explorer form,.explorer .more{display:none}}
@@ -133,9 +135,7 @@ def _text(cell: str) -> str:
 def _embedded(data: object) -> Markup:
     """JSON that holds nothing an HTML parser could take for the end of the script."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
+    return Markup(text.replace("</", "<\\/").replace("<!", "<\\u0021"))
 
 
 def _filters(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], caption: str) -> Markup:
@@ -190,6 +190,7 @@ def _heading(column: Column) -> Markup:
 
 def _cell(cell: Cell, column: Column, *, is_name: bool) -> Markup:
     shown = coloured(*cell) if isinstance(cell, Labelled) else number(cell)
+    shown = breakable(shown) if column.kind == "code" else shown
     if is_name:
         return element("th", shown, scope="row", class_=column.kind)
     return element("td", shown, class_=column.kind)

@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
-from accel.report.markup import Markup, element, escaped, joined, number
+from accel.report.markup import Markup, breakable, element, escaped, joined, number
 from accel.report.style import SCRIPT, STYLE
 
+_LONG = 24  # characters from which a cell wraps, in a column that is wide enough to be read
 Tone = Literal["good", "warn", "bad", "neutral"]
 
 
@@ -141,8 +142,12 @@ def badge(text: object, *, good: bool | None = None) -> Markup:
 
 def definitions(items: Mapping[str, object]) -> Markup:
     """A list of names and values, such as an environment."""
-    pairs = (element("dt", name) + element("dd", number(value)) for name, value in items.items())
+    pairs = (element("dt", name) + element("dd", _shown(value)) for name, value in items.items())
     return element("dl", joined(Markup(pair) for pair in pairs))
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, Markup) else number(value)
 
 
 def table(
@@ -166,34 +171,49 @@ def table(
         row_headings: Whether the first column names the rows.
     """
     kept = list(rows)
-    body = (_row(row, bool(bad and bad(row)), row_headings) for row in kept)
-    head = element("tr", *(_heading(name, i, kept) for i, name in enumerate(headers)))
+    numeric = [any(_is_number(row[i]) for row in kept) for i in range(len(headers))]
+    body = (
+        element(
+            "tr", *_cells(row, numeric, sortable, row_headings),
+            class_="bad" if bad and bad(row) else None,
+        )
+        for row in kept
+    )  # fmt: skip
+    head = element("tr", *map(_heading, headers, numeric))
     said = element("caption", caption) if caption else ""
     inner = said + element("thead", head) + element("tbody", joined(body))
     kind = "sortable" if sortable else None
     return element("div", element("table", Markup(inner), class_=kind), class_="scroll")
 
 
-def _row(row: Sequence[object], marked: bool, has_heading: bool) -> Markup:
-    cells = [_cell(value) for value in row]
+def _cells(
+    row: Sequence[object], numeric: Sequence[bool], sortable: bool, has_heading: bool
+) -> list[Markup]:
+    cells = [
+        _cell(value, is_number, sortable) for value, is_number in zip(row, numeric, strict=True)
+    ]
     if has_heading and row:
-        cells[0] = element("th", row[0], scope="row")
-    return element("tr", *cells, class_="bad" if marked else None)
+        cells[0] = element("th", breakable(row[0]), scope="row")
+    return cells
 
 
-def _heading(name: str, column: int, rows: Sequence[Sequence[object]]) -> Markup:
-    numeric = any(_is_number(row[column]) for row in rows)
-    return element("th", name, scope="col", class_="number" if numeric else None)
+def _heading(name: str, is_numeric: bool) -> Markup:
+    return element("th", name, scope="col", class_="number" if is_numeric else None)
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _cell(value: object) -> Markup:
+def _cell(value: object, is_numeric: bool, sortable: bool) -> Markup:
     if _is_number(value):
-        return element("td", number(value), class_="number", data_sort=repr(value))
-    return element("td", value if isinstance(value, Markup) else number(value))
+        key = repr(value) if sortable else None
+        return element("td", number(value), class_="number", data_sort=key)
+    if value is None and is_numeric:
+        return element("td", number(value), class_="number")
+    shown = _shown(value)
+    is_long = not isinstance(value, Markup) and len(shown) > _LONG
+    return element("td", shown, class_="long" if is_long else None)
 
 
 def _kind(good: bool | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 
 
 class Markup(str):
@@ -51,6 +52,16 @@ def void(tag: str, **attributes: object) -> Markup:
 def joined(parts: object) -> Markup:
     """Concatenate an iterable of text (escaped) and `Markup` (as it is)."""
     return Markup("".join(escaped(part) for part in parts))  # type: ignore[attr-defined]
+
+
+_BREAKS = re.compile(r"(?<=[/._:])(?=[^/._:])")
+
+
+def breakable(name: object) -> Markup:
+    """A long name, such as a path, that may be broken after its separators."""
+    if isinstance(name, Markup):
+        return name
+    return Markup("<wbr>".join(map(escaped, _BREAKS.split(str(name)))))
 
 
 def number(value: object) -> str:

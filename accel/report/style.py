@@ -29,14 +29,16 @@ border-left:5px solid;border-radius:4px;font-size:1.1rem;overflow-wrap:anywhere}
 border-radius:10px;font-size:.82rem;white-space:nowrap}
 .badge.warn{color:var(--warn)}
 .badge.good{color:var(--good)}.badge.bad{color:var(--bad)}.badge.neutral{color:var(--muted)}
+.scroll+.scroll{margin-top:8px}
 .scroll{overflow-x:auto;border:1px solid var(--line);border-radius:6px}
 table{border-collapse:collapse;width:100%;font-size:.88rem}
 th,td{padding:5px 10px;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
-tbody tr:last-child td{border-bottom:0}
+tbody>tr:last-child>*{border-bottom:0}
 th{background:var(--panel);white-space:nowrap;font-weight:600}
 th.number{text-align:right}
+td.long{min-width:240px;overflow-wrap:anywhere}
 td.number{text-align:right;white-space:nowrap}
-tr.bad td{background:var(--bad-back)}
+tr.bad>td,tbody>tr.bad>th{background:var(--bad-back)}
 table.sortable th{cursor:pointer}
 table.sortable th[aria-sort=ascending]::after{content:" \\2191"}
 table.sortable th[aria-sort=descending]::after{content:" \\2193"}
@@ -47,7 +49,7 @@ svg{display:block;width:100%;height:auto}
 svg text{fill:var(--text,#1c2128);font:12px system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 svg text.muted{fill:var(--muted,#59636e)}
 caption{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
-tbody th{background:none;white-space:normal;font-weight:inherit}
+tbody>tr>th{background:none;white-space:normal;font-weight:inherit}
 ul{margin:8px 0;padding-left:1.3em}li{margin:3px 0;max-width:90ch;overflow-wrap:anywhere}
 a{color:var(--s0)}
 :focus-visible{outline:2px solid var(--s0);outline-offset:1px}

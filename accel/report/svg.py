@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -159,7 +160,9 @@ def _drawn(frame: Frame, one: Series, index: int, x_labels: Sequence[str]) -> li
 def _polyline(frame: Frame, points: Sequence[tuple[int, float]]) -> str:
     text = ""
     for position, (i, value) in enumerate(points):
-        joins = position > 0 and points[position - 1][0] == i - 1
+        before = points[position - 1] if position > 0 else (None, 0.0)
+        # Zero, NaN and infinity have rows of their own, which no line leads to.
+        joins = before[0] == i - 1 and all(0.0 < v < math.inf for v in (before[1], value))
         text += f"{'L' if joins else 'M'}{frame.x(i):.1f} {frame.y(value):.1f}"
     return text
 

@@ -123,10 +123,10 @@ class _Block(nn.Module):
         return x + hidden
 
 
-def transformer_inputs() -> tuple[Transformer, Tensor]:
+def transformer_inputs(layers: int = 2) -> tuple[Transformer, Tensor]:
     """The model with its seeded parameters, and token numbers `[3, 34]`, on the CPU."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = Transformer()
+        model = Transformer(layers=layers)
         text = torch.randint(61, (3, 34))
     return model, text

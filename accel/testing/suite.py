@@ -1,80 +1,42 @@
-"""The conformance suite: how far every engine on this machine is from float64.
+"""The conformance suite: is every engine on this machine as close to float64 as it should be?
 
-An engine is a device together with what computes on it: a kernel of an operation, an optimizer's
-implementation, or a whole model by the automatic choice. Each result is measured against float64 on
-the CPU and held to the budget that an independent implementation in the same dtype allows: plain
-formulas on the CPU, and for the model a CPU run without oneDNN and with the reference attention.
+An engine is a device together with what computes on it: a kernel of an operation, torch's own
+operators, an optimizer's implementation, a whole model by the automatic choice. Each result is
+judged as `accel.numerics.replay` judges an operator: by what rounding its inputs and results must
+cost. No tolerance is chosen anywhere.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from accel.devices import (
-    CpuDevice,
-    Device,
-    available_devices,
-    numerics_mode,
-    use_device,
-    use_numerics_mode,
-)
+from accel.devices import CpuDevice, Device, available_devices, use_device
 from accel.dispatch import backends, explain, use_backend
-from accel.numerics import Comparison, compare, record
+from accel.numerics import replay
 from accel.precision import Precision
+from accel.testing import onnx_engine
 from accel.testing.cases import (
     ATTENTION_CASES,
     AttentionCase,
-    Transformer,
     attention_formula,
     transformer_inputs,
 )
-from accel_kernels import budgets
-from accel_kernels.budgets import Budget, Deviation
+from accel.testing.checks import Check, of_many, of_stability, raised
+from accel.testing.operators import check_operator, operator_cases
+from accel.testing.stability import measure_stability
 from accel_kernels.spec import KernelSpec
 
 _ADAMW = ("foreach", "fused")
-_NAMES = ("out", "grad query", "grad key", "grad value")
-
-
-@dataclass(frozen=True)
-class Check:
-    """One computation on one engine.
-
-    Attributes:
-        name: What was computed.
-        engine: What computed it: `cpu/sdpa`, `cuda:0/fused`, …
-        dtype: What it computed in.
-        tensor: The result that uses most of its budget; the errors below are its own.
-        error: Relative rms error against float64.
-        reference_error: That of the independent implementation.
-        budget: The largest error allowed.
-        reason: Why it failed; None if it passed.
-    """
-
-    name: str
-    engine: str
-    dtype: str
-    tensor: str
-    error: float
-    reference_error: float
-    budget: float
-    reason: str | None
-
-    @property
-    def share(self) -> float:
-        """The part of the budget that the error uses up; infinite if nothing was computed."""
-        return self.error / self.budget if math.isfinite(self.error) else math.inf
+_SHORT = 15  # tokens; the exporter takes seconds where attention has several segments
+_MODEL = ("transformer forward", "transformer gradients")
 
 
 def conformance(
@@ -110,11 +72,18 @@ def expected_checks(devices: Sequence[Device]) -> int:
     """How many checks the suite will make on these devices, for a progress bar."""
     total = 0
     for device in devices:
-        dtypes = _dtypes(device)
-        total += 2 * len(dtypes) + len(_ADAMW)
-        for dtype in dtypes:
+        for dtype in _dtypes(device):
             total += sum(len(_able(case, device, dtype)) for case in ATTENTION_CASES)
+            total += len(list(operator_cases(dtype))) + len(_MODEL)
+            total += len(_other_engines(device, dtype))
+        total += len(_ADAMW)
     return total
+
+
+def absent_engines() -> dict[str, str]:
+    """Engines that cannot run here, and what would bring them."""
+    found = {engine.name: engine.absent for engine in onnx_engine.engines()}
+    return {name: reason for name, reason in found.items() if reason is not None}
 
 
 def _checks(devices: Sequence[Device], dtypes: Sequence[torch.dtype] | None) -> Iterator[Check]:
@@ -122,8 +91,13 @@ def _checks(devices: Sequence[Device], dtypes: Sequence[torch.dtype] | None) -> 
         for dtype in _dtypes(device) if dtypes is None else dtypes:
             for case in ATTENTION_CASES:
                 yield from _attention(case, device, dtype)
+            for operator in operator_cases(dtype):
+                yield check_operator(operator, device, dtype)
             yield from _transformer(device, dtype)
-        yield from _adamw(device)
+            for engine in _other_engines(device, dtype):
+                yield _exported(engine, dtype)
+        for name in _ADAMW:
+            yield _adamw(name, device)
 
 
 def _dtypes(device: Device) -> list[torch.dtype]:
@@ -142,181 +116,109 @@ def _able(case: AttentionCase, device: Device, dtype: torch.dtype) -> list[Kerne
 
 
 def _attention(case: AttentionCase, device: Device, dtype: torch.dtype) -> Iterator[Check]:
-    *inputs, grad = case.inputs(dtype)
-
-    def formula(*tensors: Tensor) -> Tensor:
-        return attention_formula(*tensors, is_causal=case.is_causal)
-
-    truth = _with_gradients(formula, [t.double() for t in inputs], grad.double())
-    independent = _with_gradients(formula, inputs, grad)
-    there = [tensor.to(device.torch_device) for tensor in (*inputs, grad)]
+    """Outputs and gradients of every kernel, against the plain formula in float64."""
+    there = [tensor.to(device.torch_device) for tensor in case.inputs(dtype)[:3]]
     options = {"is_causal": case.is_causal, "segment_size": case.segment_size}
+
+    def formula(*tensors: Tensor, is_causal: bool, segment_size: int | None) -> Tensor:
+        return attention_formula(*tensors, is_causal=is_causal)
+
     for spec in _able(case, device, dtype):
         engine = f"{device}/{spec.name}"
         try:
             kernel = spec.load()
-            actual = _with_gradients(
-                lambda *t, kernel=kernel: kernel(*t, **options)[0], there[:3], there[3]
-            )
+            found = measure_stability(
+                lambda *tensors, kernel=kernel, **named: kernel(*tensors, **named)[0],
+                there, options, reference=formula,
+            )  # fmt: skip
         # A vendor's kernel may fail in any way; the other checks go on.
         except Exception as error:
-            yield _raised(case.name, engine, dtype, error)
+            yield raised(case.name, engine, dtype, error)
             continue
-        yield _judge(case.name, engine, dtype, (_NAMES, actual, independent, truth), spec.tolerance)
-
-
-def _with_gradients(
-    function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor
-) -> list[Tensor]:
-    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
-    out = function(*leaves)
-    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
-
-
-def _judge(
-    name: str,
-    engine: str,
-    dtype: torch.dtype,
-    results: tuple[Sequence[str], Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]],
-    tolerance: float = budgets.FACTOR,
-) -> Check:
-    names, actual, independent, truth = results
-    references = [budgets.deviation(i, t) for i, t in zip(independent, truth, strict=True)]
-    floor = budgets.typical(references)
-    measured = [
-        (
-            tensor,
-            budgets.deviation(a, t),
-            reference,
-            budgets.budget(reference, dtype, floor=floor, factor=tolerance),
-        )
-        for tensor, a, t, reference in zip(names, actual, truth, references, strict=True)
-    ]
-    return _worst(name, engine, dtype, measured)
-
-
-def _raised(name: str, engine: str, dtype: torch.dtype, error: Exception) -> Check:
-    line = f"{type(error).__name__}: {error}".splitlines()[0]
-    text = str(dtype).removeprefix("torch.")
-    infinite = float("inf")
-    return Check(name, engine, text, "-", infinite, infinite, infinite, f"raised {line}")
-
-
-def _worst(
-    name: str,
-    engine: str,
-    dtype: torch.dtype,
-    measured: Sequence[tuple[str, Deviation, Deviation, Budget]],
-) -> Check:
-    """The check of the tensor that exceeds its budget, or else uses most of it.
-
-    Last come those that are zero but for rounding (a key's bias: a softmax does not see it), whose
-    relative errors are larger than 1 and say little.
-    """
-
-    def rank(item: tuple[str, Deviation, Deviation, Budget]) -> tuple[bool, bool, float]:
-        _, error, _, allowed = item
-        exceeded = allowed.exceeded_by(error) is not None
-        return exceeded, allowed.rms < 1.0, error.rms / allowed.rms
-
-    tensor, error, reference, allowed = max(measured, key=rank)
-    return Check(
-        name=name,
-        engine=engine,
-        dtype=str(dtype).removeprefix("torch."),
-        tensor=tensor,
-        error=error.rms,
-        reference_error=reference.rms,
-        budget=allowed.rms,
-        reason=allowed.exceeded_by(error),
-    )
+        yield of_stability(case.name, engine, dtype, found)
 
 
 def _transformer(device: Device, dtype: torch.dtype) -> Iterator[Check]:
-    """Forward and backward of a small Transformer, each module against float64."""
+    """Logits, loss and gradients of a small Transformer by the automatic choice."""
     engine = f"{device}/automatic"
-    names = ("transformer forward", "transformer gradients")
-    try:
-        comparison = _compared(device, dtype)
-    except Exception as error:
-        yield from (_raised(name, engine, dtype, error) for name in names)
-        return
-    for name in names:
-        forward = name == names[0]
-        entries = [e for e in comparison.entries if (e.measured.key.phase == "forward") == forward]
-        measured = [
-            (str(e.measured.key), e.measured.error_candidate, e.measured.error_reference, e.allowed)
-            for e in entries
-            if e.measured.error_candidate and e.measured.error_reference and e.allowed
-        ]
-        check = _worst(name, engine, dtype, measured)
-        reasons = [e.reason for e in entries if e.status in ("out", "unchecked")]
-        if comparison.missing or comparison.extra:
-            reasons.append("two runs of one model recorded different tensors")
-        yield dataclasses.replace(check, reason=reasons[0] if reasons else None)
-
-
-def _compared(device: Device, dtype: torch.dtype) -> Comparison:
-    with tempfile.TemporaryDirectory() as folder:
-        reference, candidate = Path(folder, "reference"), Path(folder, "candidate")
-        with _independent():
-            _record(reference, CpuDevice(), dtype)
-        _record(candidate, device, dtype)
-        return compare(reference, candidate)
-
-
-@contextlib.contextmanager
-def _independent() -> Iterator[None]:
-    """Another implementation of everything on the CPU: no oneDNN, no fused attention."""
-    mode = dataclasses.replace(numerics_mode(), mkldnn_enabled=False)
-    with use_numerics_mode(mode), use_backend(segmented_attention="reference"):
-        yield
-
-
-def _record(path: Path, device: Device, dtype: torch.dtype) -> Transformer:
     model, text = transformer_inputs()
-    model.to(device.torch_device)
     precision = Precision(model, f"compute={str(dtype).removeprefix('torch.')}")
-    with use_device(device), record(model, path):
-        with precision.autocast():
-            loss = model.loss(device.move(text))
-        precision.backward(loss)
-    return model
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def run(parameters: Mapping[str, Tensor], text: Tensor) -> dict[str, Tensor]:
+        logits = torch.func.functional_call(model, dict(parameters), (text[:, :-1],))
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        loss = F.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten())
+        return {"logits": logits, "loss": loss}
+
+    def automatic(parameters: Mapping[str, Tensor], text: Tensor) -> dict[str, Tensor]:
+        with use_device(device), precision.autocast():
+            return run(parameters, text)
+
+    def formula(parameters: Mapping[str, Tensor], text: Tensor) -> dict[str, Tensor]:
+        with use_backend(segmented_attention="reference"):
+            return run(parameters, text)
+
+    given = {name: p.to(device.torch_device) for name, p in parameters.items()}
+    try:
+        model.to(device.torch_device)
+        found = measure_stability(
+            automatic, (given, text.to(device.torch_device)), {}, reference=formula, compute=dtype
+        )
+    except Exception as error:
+        yield from (raised(name, engine, dtype, error) for name in _MODEL)
+        return
+    for name in _MODEL:
+        part = [one for one in found if ("gradient" in one.name) == ("gradient" in name)]
+        yield of_stability(name, engine, dtype, part)
 
 
-def _adamw(device: Device) -> Iterator[Check]:
-    """One AdamW step on the Transformer's parameters, by each implementation the device has."""
-    model, text = transformer_inputs()
-    with _independent():
-        model.loss(text).backward()
+def _adamw(name: str, device: Device) -> Check:
+    """Two AdamW steps by one implementation: parameters and what they changed by."""
+    engine, dtype = f"{device}/{name}", torch.float32
+    model, _ = transformer_inputs()
+    generator = torch.Generator().manual_seed(1)
     parameters = [p.detach() for p in model.parameters()]
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    names = [name for name, _ in model.named_parameters()]
-    truth = _updates(parameters, gradients, torch.float64, CpuDevice(), foreach=False)
-    independent = _updates(parameters, gradients, torch.float32, CpuDevice(), foreach=False)
-    for name in _ADAMW:
-        engine = f"{device}/{name}"
-        try:
-            actual = _updates(parameters, gradients, torch.float32, device, **{name: True})
-        except Exception as error:
-            yield _raised("AdamW step", engine, torch.float32, error)
-            continue
-        yield _judge("AdamW step", engine, torch.float32, (names, actual, independent, truth))
+    gradients = [1e-3 * torch.randn(p.shape, generator=generator) for p in parameters]
+
+    def step(parameters: list[Tensor], gradients: list[Tensor], **options: Any) -> list[Any]:
+        copies = [p.clone() for p in parameters]
+        optimizer = torch.optim.AdamW(copies, lr=0.01, weight_decay=0.1, **options)
+        for copy, gradient in zip(copies, gradients, strict=True):
+            copy.grad = gradient.clone()
+        for _ in range(2):
+            optimizer.step()
+        states = [optimizer.state[copy] for copy in copies]
+        return [copies, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]]
+
+    there = [[t.to(device.torch_device) for t in tensors] for tensors in (parameters, gradients)]
+    try:
+        found = measure_stability(
+            lambda p, g: step(p, g, **{name: True}), there, {},
+            reference=lambda p, g: step(p, g, foreach=False), gradients=False,
+        )  # fmt: skip
+    except Exception as error:
+        return raised("AdamW steps", engine, dtype, error)
+    return of_stability("AdamW steps", engine, dtype, found)
 
 
-def _updates(
-    parameters: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    dtype: torch.dtype,
-    device: Device,
-    **options: Any,
-) -> list[Tensor]:
-    """What one step changes, in float64 on the CPU: the parameters themselves would hide it."""
-    copies = [p.to(device.torch_device, dtype, copy=True).requires_grad_() for p in parameters]
-    for copy, gradient in zip(copies, gradients, strict=True):
-        copy.grad = gradient.to(device.torch_device, dtype)
-    torch.optim.AdamW(copies, lr=0.01, weight_decay=0.1, **options).step()
-    return [
-        copy.detach().to("cpu", torch.float64) - before.double()
-        for copy, before in zip(copies, parameters, strict=True)
-    ]
+def _other_engines(device: Device, dtype: torch.dtype) -> list[onnx_engine.OnnxEngine]:
+    """Engines beside torch that run here; they compute on the CPU."""
+    if not isinstance(device, CpuDevice):
+        return []
+    return [e for e in onnx_engine.engines() if dtype in e.dtypes and e.absent is None]
+
+
+def _exported(engine: onnx_engine.OnnxEngine, dtype: torch.dtype) -> Check:
+    """Every operator of an exported forward, judged by its replay."""
+    name = "operators of the exported transformer"
+    model, text = transformer_inputs(layers=1)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "run")
+            with use_backend(segmented_attention="reference"):
+                engine.record(model.eval().to(dtype), (text[:, :_SHORT],), path)
+            found = [one.judged for one in replay(path).operators]
+    except Exception as error:
+        return raised(name, engine.name, dtype, error)
+    return of_many(name, engine.name, dtype, found)

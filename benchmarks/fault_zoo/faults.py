@@ -51,8 +51,26 @@ class Call(NamedTuple):
     kwargs: dict[str, Any]
 
     def right(self) -> Any:
-        """What the right kernel gives; writes to the arguments that the operator writes to."""
-        return self.func(*self.args, **self.kwargs)
+        """What the right kernel gives; writes to the arguments that the operator writes to.
+
+        A collective is waited for: what it wrote has arrived.
+        """
+        result = self.func(*self.args, **self.kwargs)
+        if self.is_collective:
+            from torch._C._distributed_c10d import Work
+
+            Work.unbox(result[1]).wait()
+        return result
+
+    @property
+    def is_collective(self) -> bool:
+        """Whether other processes take part."""
+        return str(self.func._schema.name).startswith("c10d::")
+
+    @property
+    def is_written(self) -> bool:
+        """Whether its results are in its arguments, and what it returns is them again."""
+        return self.is_collective or bool(self.func._schema.is_mutable)
 
     @property
     def is_double(self) -> bool:
@@ -106,26 +124,23 @@ class Fault:
     neutral: float | None = None
 
 
-class Injector(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Injector(TorchDispatchMode):
     """Makes a fault happen in every call below it, as a faulty kernel would.
 
     Enter it before the recorder, so that it lies below: the recorder then sees the operator as the
     program asked for it, and the faulty result as the kernel's.
 
     Attributes:
+        where: Which calls are faulty; the fault's own unless set.
         altered: The calls whose result differs by at least one bit from the right one, and from
             that of the same kernel without the fault.
     """
 
     def __init__(self, fault: Fault, strength: float) -> None:
         super().__init__()
-        self.fault, self.strength = fault, strength
+        self.fault, self.strength, self.where = fault, strength, fault.where
         self.altered: list[Altered] = []
         self._seen = 0
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
 
     def __torch_dispatch__(
         self,
@@ -138,7 +153,7 @@ class Injector(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func._schema.name != self.fault.operator:
             return call.right()
         occurrence, self._seen = self._seen, self._seen + 1
-        if not self.fault.where(occurrence, call):
+        if not self.where(occurrence, call):
             return call.right()
         changed, result = faulty(call, self.fault, self.strength)
         if changed:
@@ -155,13 +170,13 @@ def faulty(call: Call, fault: Fault, strength: float) -> tuple[bool, Any]:
         others.append((twin, _result(twin, fault, fault.neutral, others[0][1])))
     result = _result(call, fault, strength, others[0][1])
     # Arguments too: batch norm writes to its running statistics without saying so.
-    changed = all(_differ((other, *one[1:]), (result, *call[1:])) for one, other in others)
+    changed = all(_differ((other, one[1:]), (result, call[1:])) for one, other in others)
     return changed, result
 
 
 def _result(call: Call, fault: Fault, strength: float, right: Any) -> Any:
     result = fault.kernel(call, strength)
-    return result if call.func._schema.is_mutable else tree_like(right, result)
+    return result if call.is_written else tree_like(right, result)
 
 
 def tree_like(right: Any, result: Any) -> Any:

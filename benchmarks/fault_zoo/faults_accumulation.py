@@ -93,7 +93,7 @@ def _batch_statistics(call: Call, strength: float) -> Any:
 
 def _long(occurrence: int, call: Call) -> bool:
     """Sums over the 256 tokens."""
-    return call.args[0].dim() == 2 and math.prod(call.args[0].shape) > 256
+    return bool(call.args[0].dim() == 2) and math.prod(call.args[0].shape) > 256
 
 
 FAULTS = (

@@ -63,11 +63,13 @@ def normal_cdf(x: Tensor, form: float) -> Tensor:
         tail = t * (0.3480242 + t * (-0.0958798 + t * 0.7478556)) * torch.exp(-z * z)
         return torch.where(x >= 0, 1 - tail / 2, tail / 2)
     if form == EXACT:
-        return torch.special.ndtr(x)
+        exact: Tensor = torch.special.ndtr(x)
+        return exact
     if form == 1:
         inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
         return 0.5 * (1 + torch.tanh(inner))
-    return torch.sigmoid(1.702 * x)
+    logistic: Tensor = torch.sigmoid(1.702 * x)
+    return logistic
 
 
 def approximate_gelu(call: Call, strength: float) -> Any:

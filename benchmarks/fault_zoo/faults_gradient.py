@@ -72,7 +72,7 @@ def _frozen_statistics(call: Call, strength: float) -> Any:
 
 def _weight_gradient(occurrence: int, call: Call) -> bool:
     """Products that sum over tokens: both sides are long in them."""
-    return call.args[0].shape[1] >= 256
+    return int(call.args[0].shape[1]) >= 256
 
 
 FAULTS = (

@@ -44,8 +44,8 @@ def by_rule(rule: Rule) -> Callable[[Call, float], Any]:
         scalars = (argument(call, n) for n in ("lr", "beta1", "beta2", "weight_decay", "eps"))
         numbers = tuple(map(float, scalars))
         for weight, gradient, mean, square, step in zip(*lists, strict=True):
-            tensors = (t.double() for t in (weight, gradient, mean, square))
-            new = rule(Adam(*tensors, float(step), *numbers), strength)
+            tensors = [t.double() for t in (weight, gradient, mean, square)]
+            new = rule(Adam._make((*tensors, float(step), *numbers)), strength)
             for old, value in zip((weight, mean, square), new, strict=True):
                 # Rounded once: a copy of float64 to bfloat16 goes by way of float32.
                 old.copy_(BF16(value) if old.dtype == torch.bfloat16 else value)

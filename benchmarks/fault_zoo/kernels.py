@@ -31,10 +31,6 @@ class Replacer(TorchDispatchMode):
         self.kernels = kernels
         self.replaced = 0
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
-
     def __torch_dispatch__(
         self,
         func: OpOverload,

@@ -24,7 +24,12 @@ _NO_ARITHMETIC = {
 }  # fmt: skip
 
 # What these write to is not in their schemas.
-_UNMARKED_WRITES = {"aten::native_batch_norm": ("running_mean", "running_var")}
+_UNMARKED_WRITES = {
+    "aten::native_batch_norm": ("running_mean", "running_var"),
+    "c10d::allreduce_": ("tensors",),
+    "c10d::broadcast_": ("tensors",),
+    "c10d::allgather_": ("output_tensors",),
+}
 
 
 class Place(NamedTuple):
@@ -71,10 +76,6 @@ class Trace(TorchDispatchMode):
         super().__init__()
         self._seen: Counter[str] = Counter()
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
-
     def __torch_dispatch__(
         self,
         func: OpOverload,
@@ -97,7 +98,7 @@ class Trace(TorchDispatchMode):
 def computes(func: OpOverload) -> bool:
     """Whether an operator does arithmetic: it is no view, no copy, no allocation, no mark."""
     schema = func._schema
-    if schema.name in _NO_ARITHMETIC or not schema.name.startswith("aten::"):
+    if schema.name in _NO_ARITHMETIC or not schema.name.startswith(("aten::", "c10d::")):
         return False
     return not any(r.alias_info and not r.alias_info.is_write for r in schema.returns)
 
@@ -112,7 +113,7 @@ def made(call: Call, result: Any) -> Made:
         if writes or declared.name in unmarked:
             given = call.args[place] if place < len(call.args) else call.kwargs.get(declared.name)
             written[declared.name] = tuple(leaf.detach().clone() for leaf in _tensors(given))
-    returned = () if schema.is_mutable else tree_leaves(result, is_leaf=lambda leaf: leaf is None)
+    returned = () if call.is_written else tree_leaves(result, is_leaf=lambda leaf: leaf is None)
     copies = (leaf.detach().clone() if isinstance(leaf, Tensor) else None for leaf in returned)
     return Made(tuple(copies), written)
 

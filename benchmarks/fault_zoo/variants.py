@@ -72,6 +72,11 @@ def _channels_last(workload: Workload) -> None:
     (images,) = workload.batch.inputs
     inputs = (images.to(memory_format=torch.channels_last),)
     workload.batch = workload.batch._replace(inputs=inputs)
+    # torch's fused AdamW walks the memory of weights and moments side by side.
+    for parameter, state in workload.optimizer.state.items():
+        for name, value in state.items():
+            if value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter).copy_(value)
 
 
 def _compiled(workload: Workload) -> None:

@@ -5,17 +5,27 @@ numbers are a function of a key and a counter, with no state between. Here the n
 is one of the four words at counter `position // 4`, the counter's upper half is a stream, and the
 key is the seed.
 
+On the CPU, words are made by the same in C, where there is a compiler and nothing is traced.
+
 Every function but `normal` works in int64, whose values stay below 2**63, and gives the same bits
 on every device, eager or compiled. Words are int64 from 0 to 2**32 - 1.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import logging
 import math
+from pathlib import Path
 from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor
+
+from accel_kernels.compiled import compiled_library
+
+_logger = logging.getLogger("accel")
 
 # A number of 64 bits, signed or not; a tensor of one lets compiled code serve any.
 Number: TypeAlias = "int | Tensor"
@@ -89,6 +99,8 @@ def words_in_runs(starts: Tensor, length: int, seed: Number, stream: Number = 0)
         TypeError: Starts are not int64.
     """
     _check_positions(starts)
+    if (quick := _native(starts.device)) is not None:
+        return _native_runs(quick, starts, length, seed, stream)
     blocks = (length + 6) // 4  # a run may begin at the last word of its first block
     steps = torch.arange(blocks, dtype=torch.int64, device=starts.device)
     words = torch.stack(
@@ -99,14 +111,53 @@ def words_in_runs(starts: Tensor, length: int, seed: Number, stream: Number = 0)
 
 
 def words_from(
-    start: int, length: int, seed: Number, stream: Number = 0, *, device: torch.device | str = "cpu"
+    start: int,
+    length: int,
+    seed: Number,
+    stream: Number = 0,
+    *,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """Random words for the positions `start` to `start + length - 1`, `[length]` int64."""
+    if (quick := _native(torch.device(device))) is not None:
+        starts = torch.tensor(start, dtype=torch.int64, device="cpu")
+        return _native_runs(quick, starts, length, seed, stream)
     first, skipped = divmod(start, 4)
     last = (start + length + 3) // 4
     blocks = torch.arange(first, last, dtype=torch.int64, device=device)
     words = torch.stack(_words_of_blocks(blocks, seed, stream), -1)
     return words.flatten()[skipped : skipped + length]
+
+
+def _native(device: torch.device) -> ctypes.CDLL | None:
+    """The compiled function, where it serves."""
+    if torch.compiler.is_compiling() or device.type != "cpu":
+        return None
+    return _library()
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    try:
+        path = compiled_library(Path(__file__).with_suffix(".c"), "Philox", ("-O3",))
+        library = ctypes.CDLL(str(path))
+    except OSError as error:  # CompileError among them
+        _logger.warning("random numbers are made by torch, many times slower than by C: %s", error)
+        return None
+    pointer, size, bits = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64
+    library.accel_philox_runs.argtypes = (pointer, size, size, bits, bits, pointer)
+    library.accel_philox_runs.restype = None
+    return library
+
+
+def _native_runs(
+    library: ctypes.CDLL, starts: Tensor, length: int, seed: Number, stream: Number
+) -> Tensor:
+    starts = starts.contiguous()
+    words = torch.empty((*starts.shape, length), dtype=torch.int64, device="cpu")
+    key = (int(number) & ((1 << 64) - 1) for number in (seed, stream))
+    library.accel_philox_runs(starts.data_ptr(), starts.numel(), length, *key, words.data_ptr())
+    return words
 
 
 def uniform(words: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -180,15 +231,17 @@ def normal(words: Tensor) -> Tensor:
     fixes, and no library's logarithm: every CPU gives the same bits. A device that fuses products
     and sums, or a compiler that does, need not: generate eagerly on the CPU and move the result.
     """
-    centred = words.to(torch.float64) - (2.0**31 - 0.5)  # exact, symmetric around 0
+    centred = words.flatten().to(torch.float64) - (2.0**31 - 0.5)  # exact, symmetric around 0
     q = centred * 2.0**-32
-    square = 0.180625 - q * q
-    central = q * _ratio(square, _CENTRAL)
+    result = q * _ratio(0.180625 - q * q, _CENTRAL)
+    outer = (q.abs() > 0.425).nonzero().squeeze(-1)
+    centred = centred[outer]
     tail = (2.0**31 - centred.abs()) * 2.0**-32  # exact, the smaller of the two tails
+    # At most 4.8: the algorithm's third case, beyond 5, is not reached by 32 bits.
     r = torch.sqrt(-_logarithm(tail))
-    near, far = _ratio(r - 1.6, _NEAR), _ratio(r - 5.0, _FAR)
-    outer = torch.where(r <= 5.0, near, far)
-    return torch.where(q.abs() <= 0.425, central, torch.where(q < 0, -outer, outer))
+    size = _ratio(r - 1.6, _NEAR)
+    result[outer] = torch.where(centred < 0, -size, size)
+    return result.view(words.shape)
 
 
 def _check_positions(positions: Tensor) -> None:
@@ -215,7 +268,7 @@ def _product(constant: int, word: Number) -> tuple[Number, Number]:
 def _polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
     value = torch.full_like(x, coefficients[0])
     for coefficient in coefficients[1:]:
-        value = value * x + coefficient
+        value.mul_(x).add_(coefficient)  # in place: new memory costs more than the arithmetic
     return value
 
 
@@ -266,17 +319,5 @@ _NEAR = (
         1.05075007164441684324e-9, 5.47593808499534494600e-4, 1.51986665636164571966e-2,
         1.48103976427480074590e-1, 6.89767334985100004550e-1, 1.67638483018380384940e0,
         2.05319162663775882187e0, 1.0,
-    ),
-)  # fmt: skip
-_FAR = (
-    (
-        2.01033439929228813265e-7, 2.71155556874348757815e-5, 1.24266094738807843860e-3,
-        2.65321895265761230930e-2, 2.96560571828504891230e-1, 1.78482653991729133580e0,
-        5.46378491116411436990e0, 6.65790464350110377720e0,
-    ),
-    (
-        2.04426310338993978564e-15, 1.42151175831644588870e-7, 1.84631831751005468180e-5,
-        7.86869131145613259100e-4, 1.48753612908506148525e-2, 1.36929880922735805310e-1,
-        5.99832206555887937690e-1, 1.0,
     ),
 )  # fmt: skip

@@ -62,6 +62,15 @@ def test_any_word_as_a_tensor_or_a_number() -> None:
         assert tuple(int(w[1]) for w in found) == plainly(tuple(map(int, mixed)), (3, 4))
 
 
+@pytest.fixture(params=["c", "torch"])
+def way(request, monkeypatch):
+    """Both ways to make words on the CPU: compiled, and in operations of torch."""
+    if request.param == "torch":
+        monkeypatch.setattr(philox, "_library", lambda: None)
+    else:
+        assert philox._library() is not None, "these tests need a C compiler"
+
+
 SEED, STREAM = 0xFEDCBA9876543210, 0x89ABCDEF01234567
 
 
@@ -73,8 +82,12 @@ def test_words_at_positions() -> None:
     assert max(found) < 1 << 32
 
 
-def test_runs_and_ranges_are_the_same_words() -> None:
+def test_runs_and_ranges_are_the_same_words(way) -> None:
     expected = philox.words_at(torch.arange(3000), SEED, STREAM)
+    far = (1 << 63) - 40
+    assert philox.words_from(far, 9, SEED, STREAM).tolist() == [
+        word(far + i, SEED, STREAM) for i in range(9)
+    ]
     for start, length in ((0, 3000), (1, 2998), (2, 1), (3, 2), (7, 0), (1001, 77)):
         found = philox.words_from(start, length, SEED, STREAM)
         assert torch.equal(found, expected[start : start + length])
@@ -85,7 +98,7 @@ def test_runs_and_ranges_are_the_same_words() -> None:
         assert torch.equal(runs, expected[places])
 
 
-def test_seeds_and_streams_differ_in_every_bit() -> None:
+def test_seeds_and_streams_differ_in_every_bit(way) -> None:
     x = philox.words_from(0, 64, 0, 0)
     for bit in range(64):
         assert not torch.equal(philox.words_from(0, 64, 1 << bit, 0), x)
@@ -186,6 +199,20 @@ def test_compiles_whole(seed) -> None:
     positions = torch.arange(1000) * 977
     for found, expected in zip(traced(positions), draw(positions), strict=True):
         assert torch.equal(found, expected)
+
+
+def test_without_a_compiler_it_is_said_once(monkeypatch, tmp_path, caplog) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", "/nonexistent/cc")
+    philox._library.cache_clear()
+    try:
+        assert philox.words_from(0, 4, 0).tolist() == list(KNOWN["zeros"][2])
+        philox.words_from(0, 4, 0)
+    finally:
+        philox._library.cache_clear()
+    (record,) = caplog.records
+    assert (record.levelname, record.name) == ("WARNING", "accel")
+    assert "/nonexistent/cc" in record.message
 
 
 def test_refused() -> None:

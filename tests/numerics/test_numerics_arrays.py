@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from accel.numerics import ArrayRecorder, load_recording
+from accel.numerics import ArrayRecorder, compare, load_recording, record
+from accel.numerics.overrides import Overrides
 from accel.numerics.storage.entries import ModuleCall, RootCall, Source
 from accel.numerics.storage.numpy_sketch import numpy_sketch
 from accel.numerics.storage.steps import Step
@@ -145,6 +146,37 @@ def test_elements_are_kept_at_full_and_up_to_the_cap(tmp_path: Path) -> None:
     assert step.end.dropped == 1
 
 
+def test_the_elements_of_chosen_modules_are_kept(tmp_path: Path) -> None:
+    with ArrayRecorder(
+        tmp_path / "r", framework="jax", versions={}, level="full", only=["fc*", "backward:head/*"]
+    ) as recorder:
+        for name in ("fc", "head"):
+            recorder.parameter(f"{name}.weight", X)
+            recorder.module(name, inputs={}, outputs={"0": X * 2})
+            recorder.gradient(name, X * 3, output="0")
+    recording = load_recording(tmp_path / "r")
+    step = recording.ranks[0].steps[0]
+    assert recording.manifest.only == ("fc*", "backward:head/*")
+    assert [step.has_tensor(number) for number in range(6)] == [*[True] * 3, False, False, True]
+
+
+def test_accel_record_chooses_the_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Overrides(str(tmp_path / "zoom"), "full", ("b",), (1,))
+    monkeypatch.setenv("ACCEL_RECORD", asked.to_text())
+    with ArrayRecorder(tmp_path / "r", framework="jax", versions={}) as recorder:
+        for factor in range(3):
+            for name in ("a", "b"):
+                recorder.module(name, inputs={}, outputs={"0": X * factor})
+            recorder.step()
+    assert not (tmp_path / "r").exists()
+    recording = load_recording(tmp_path / "zoom")
+    assert (recording.manifest.level, recording.manifest.steps) == ("full", "1")
+    assert list(recording.ranks[0].steps) == [1]
+    step = recording.ranks[0].steps[1]
+    assert [step.has_tensor(number) for number in range(2)] == [False, True]
+    assert torch.equal(step.tensor(1), torch.from_numpy(X))
+
+
 def test_an_error_is_recorded_and_the_step_left_open(tmp_path: Path) -> None:
     recorder = ArrayRecorder(tmp_path / "r", framework="jax", versions={})
 
@@ -211,7 +243,7 @@ def test_the_same_thing_twice_in_a_step_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"level": "check"}, "level must be 'sketch' or 'full', got 'check'"),
+        ({"level": "check"}, "level must be 'sketch' or 'full' for arrays, got"),
         ({"rank": 2, "world": 2}, "rank must be from 0 to below world, got 2 and 2"),
         ({"framework": 3}, "framework must be text, got 3"),
         ({"versions": {"jax": 3}}, "jax must be text, got 3"),
@@ -252,3 +284,53 @@ def test_it_works_where_torch_cannot_be_imported(tmp_path: Path) -> None:
     assert torch.equal(step.tensor(0), torch.from_numpy(X))
     assert step.values[0].sketch is not None
     assert_equal_sketches(step.values[0].sketch, sketch(torch.from_numpy(X)))
+
+
+# --- beside a recording of torch ---------------------------------------------------------------
+
+
+class Small(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.fc = torch.nn.LayerNorm(8), torch.nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.norm(x))
+
+
+def foreign_run(path: Path, model: Small, x: torch.Tensor, epsilon: float) -> None:
+    """The same step in NumPy, in float32."""
+    given = {name: p.detach().numpy() for name, p in model.named_parameters()}
+    array = x.numpy()
+    centred = array - array.mean(-1, keepdims=True)
+    normal = centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + np.float32(epsilon))
+    normal = normal * given["norm.weight"] + given["norm.bias"]
+    out = normal @ given["fc.weight"].T + given["fc.bias"]
+    gradient = (2 * out / out.size).astype(np.float32)
+    with ArrayRecorder(path, framework="numpy", versions={"numpy": np.__version__}) as recorder:
+        for name, parameter in given.items():
+            recorder.parameter(name, parameter)
+        recorder.module("norm", inputs={"0": array}, outputs={"0": normal}, class_name="LayerNorm")
+        recorder.module("fc", inputs={"0": normal}, outputs={"0": out}, class_name="Linear")
+        recorder.module("", inputs={"0": array}, outputs={"0": out}, class_name="Small")
+        recorder.gradient("fc", gradient, output="0")
+        recorder.gradient("fc.weight", gradient.T @ normal)
+        recorder.gradient("fc.bias", gradient.sum(0))
+
+
+def test_a_step_of_numpy_is_compared_with_one_of_torch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Small(), torch.randn(16, 8)
+    with record(model, tmp_path / "torch", steps=[0]):
+        model(x).square().mean().backward()
+    foreign_run(tmp_path / "numpy", model, x, 1e-5)
+    foreign_run(tmp_path / "wrong", model, x, 1e-3)
+    right = compare(tmp_path / "torch", tmp_path / "numpy")
+    assert right.verdict.kind == "rounding only"
+    assert right.ok
+    names = {row.name for row in right.rows}
+    assert {"output 0 of norm", "output 0 of fc", "gradient of parameter fc.weight"} <= names
+    wrong = compare(tmp_path / "torch", tmp_path / "wrong")
+    assert not wrong.ok
+    assert "norm" in wrong.verdict.sentence
+    assert "fc" not in wrong.verdict.sentence

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -646,3 +647,49 @@ def test_another_framework_can_write_it(tmp_path: Path, strange: bool) -> None:
     assert np.isclose(theirs.norm, ours.norm, rtol=1e-14)
     assert torch.equal(read.tensor(0).nan_to_num(), torch.from_numpy(values).nan_to_num())
     assert opened.verify() == 1
+
+
+# --- damage of any kind ------------------------------------------------------------------------
+
+TOKENS = [
+    b"1e999", b"-1", b"null", b"{}", b"[]", b'""', b"NaN", b"9" * 30, b'"\\ud800"', b"true",
+    b"1.5", b'{"v":3}', b"\x00", b"\xff",
+]  # fmt: skip
+
+
+def damaged(data: bytes, random: Random) -> bytes:
+    """Some bytes are changed, lost or replaced; often a whole JSON value."""
+    changed = bytearray(data)
+    for _ in range(random.randint(1, 3)):
+        at = random.randrange(len(changed))
+        kind = random.randrange(4)
+        if kind == 0:
+            changed[at] = random.randrange(256)
+        elif kind == 1:
+            del changed[at : at + random.randrange(1, 20)]
+        elif kind == 2:
+            changed[at : at + random.randrange(6)] = random.choice(TOKENS)
+        elif (colon := changed.find(b":", at)) > 0:
+            ends = [changed.find(mark, colon) for mark in (b",", b"}")]
+            end = min([end for end in ends if end > 0], default=colon + 1)
+            changed[colon + 1 : end] = random.choice(TOKENS)
+    return bytes(changed)
+
+
+def test_any_damage_is_refused_in_one_line_or_does_no_harm(recording: Path) -> None:
+    random, refused = Random(1), []
+    files = [manifest_of(recording), index_of(recording), blob_of(recording)]
+    for _ in range(400):
+        file = random.choice(files)
+        whole = file.read_bytes()
+        file.write_bytes(damaged(whole, random))
+        try:
+            load_recording(recording).verify()
+        except ValueError as error:
+            refused.append(str(error))
+        file.write_bytes(whole)
+    for text in refused:
+        assert str(recording) in text
+        assert "\n" not in text
+        assert len(text) < 900
+    assert len(refused) > 350  # the rest changed a text, or a number to another

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -351,6 +351,14 @@ for i in range(10 ** 9):
 """
 
 
+def wait_until(reached: Callable[[], bool]) -> None:
+    for _ in range(3000):
+        if reached():
+            return
+        time.sleep(0.02)
+    raise AssertionError("a minute has passed")
+
+
 @pytest.mark.parametrize("full", [False, True], ids=["sketch", "full"])
 def test_kill_9_leaves_a_readable_recording(tmp_path: Path, full: bool) -> None:
     root = Path(__file__).parents[2]
@@ -360,7 +368,7 @@ def test_kill_9_leaves_a_readable_recording(tmp_path: Path, full: bool) -> None:
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"begun\n"
-    time.sleep(0.3)
+    wait_until(lambda: index_of(tmp_path / "r").stat().st_size > 100_000)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL

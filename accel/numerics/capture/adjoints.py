@@ -16,6 +16,7 @@ from torch import Tensor
 
 from accel.numerics.capture.naming import Names, Origin
 from accel.numerics.capture.schemas import Schema
+from accel.numerics.capture.sharding_wrappers import inner
 from accel.numerics.capture.values import Values
 from accel.numerics.storage.entries import Adjoint, Line, Operator, Ref
 
@@ -28,6 +29,8 @@ class Adjoints:
         values: Knows tensors.
         emit: Takes lines of the recording.
         pause: Makes a context in which nothing is recorded.
+        value_of: The id of what a tensor holds, through wrappers.
+        copy_of: The same of a parameter's gradient.
         everywhere: Whether to follow the graph from node to node, instead of module outputs only.
     """
 
@@ -37,9 +40,12 @@ class Adjoints:
         values: Values,
         emit: Callable[[Line], None],
         pause: Callable[[], AbstractContextManager[None]],
+        value_of: Callable[[Tensor], int],
+        copy_of: Callable[[Tensor], int],
         *,
         everywhere: bool,
     ) -> None:
+        self._value_of, self._copy_of = value_of, copy_of
         self._names, self._values, self._emit, self._pause = names, values, emit, pause
         self._everywhere = everywhere
         self._followed: set[int] = set()
@@ -57,12 +63,12 @@ class Adjoints:
 
         tensor.register_hook(arrived)
 
-    def add(self, of: int, gradient: Tensor) -> None:
-        """A gradient is there."""
+    def add(self, of: int, gradient: Tensor, *, is_copy: bool = False) -> None:
+        """A gradient is there; of a parameter, data-parallel processes have copies."""
         with self._pause():
-            value = self._values.of(gradient)
+            value = (self._copy_of if is_copy else self._value_of)(gradient)
             if self._values.is_kept(of):
-                self._values.keep(value, gradient)
+                self._values.keep(value, inner(gradient))
             self._emit(Adjoint(of, value))
 
     def ran(self, schema: Schema, operator: Operator, origin: Origin | None) -> None:

@@ -33,7 +33,8 @@ class Contents:
     def value(self, number: int, tensor: Tensor, shard: Shard | None) -> Value:
         """The line that describes what a tensor holds now."""
         dtype, shape = dtype_name(tensor.dtype), tuple(tensor.shape)
-        place = None if shard is None or shard.partial else (shard.shape, shard.offset)
+        is_all = shard is None or shard.shape == shape
+        place = None if shard is None or is_all else (shard.shape, shard.offset)
         if tensor.device.type == "cuda":
             self._waiting.append((number, dtype, shape, shard, sketch_numbers(tensor, place)))
             if len(self._waiting) >= _MOST_WAITING:

@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from accel.numerics.capture.operators import Operators
 from accel.numerics.capture.schemas import is_plain
+from accel.numerics.capture.sharding_wrappers import is_dtensor_class
+
+_FAKE = torch._C._TorchDispatchModeKey.FAKE
 
 
 class CaptureMode(TorchDispatchMode):
@@ -19,6 +23,7 @@ class CaptureMode(TorchDispatchMode):
         super().__init__()
         self.operators: Operators | None = None
         self._is_entered = self._is_paused = False
+        self._passing: Any = None  # the operator on DTensors that is to run the local ones now
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -48,8 +53,33 @@ class CaptureMode(TorchDispatchMode):
             self._is_paused = before
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.operators is None or self._is_paused:
-            return func(*args, **(kwargs or {}))
-        if not is_plain(types):
-            return NotImplemented  # a wrapper runs operators on the tensors inside: see those
-        return self.operators.run(func, args, kwargs or {})
+        operators, kwargs = self.operators, kwargs or {}
+        if operators is None or self._is_paused or _is_fake():
+            return func(*args, **kwargs)
+        if is_plain(types):
+            return operators.run(func, args, kwargs)
+        # A wrapper runs operators on the tensors inside: see those.
+        if func is self._passing:
+            self._passing = None
+            return NotImplemented
+        if any(is_dtensor_class(kind) for kind in types):
+            return self._distributed(operators, func, args, kwargs)
+        operators.foretell(func)
+        return NotImplemented
+
+    def _distributed(self, operators: Operators, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator on DTensors, to see where the results of the local ones belong."""
+        with operators.within_wrapper(func) as results:
+            self._passing = func
+            try:
+                with self:
+                    result = func(*args, **kwargs)
+            finally:
+                self._passing = None
+            results += (args, kwargs, result)
+        return result
+
+
+def _is_fake() -> bool:
+    """Whether an operator only works out shapes (DTensor does, the first time it meets one)."""
+    return torch._C._get_dispatch_mode(_FAKE) is not None

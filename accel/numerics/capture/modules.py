@@ -70,8 +70,8 @@ class ModuleHooks:
     def _before(self, module: nn.Module, args: Any, kwargs: Any = None) -> None:
         if not self._is_active:  # torch then no longer knows that this hook takes kwargs
             return
-        self._open.append(module)
         self._listener.module_called(module, self._names[module], args, kwargs or {})
+        self._open.append(module)  # not if it raised: then the call does not take place
 
     def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         # A pre-hook of someone else may have raised before this call was seen to begin.

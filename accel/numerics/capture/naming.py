@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,10 +75,16 @@ class Names:
 
     Args:
         parameters: Module path and name of each parameter, by its Python identity.
+        search: Finds those of a parameter that came later.
     """
 
-    def __init__(self, parameters: dict[int, tuple[str, str]]) -> None:
-        self._parameters = parameters
+    def __init__(
+        self,
+        parameters: dict[int, tuple[str, str]],
+        search: Callable[[Tensor], tuple[str, str] | None] | None = None,
+    ) -> None:
+        self._parameters, self._search = parameters, search
+        self._leaves = 0
         self.outside = Call(OUTSIDE, 0, None, None, 0)
         self.stack: list[Call] = []
         self.optimizer: Call | None = None
@@ -87,6 +94,8 @@ class Names:
         self._accumulations: dict[int, Origin] = {}
         self._marks: list[tuple[int, Call]] = [(0, self.outside)]  # which call made which nodes
         self._next_node = next_node()
+        self._foretold: dict[tuple[int, str], int] = {}
+        self._promised: tuple[str, Origin] | None = None
 
     # --- module calls and optimizers --------------------------------------------------------------
 
@@ -156,10 +165,11 @@ class Names:
         else:
             call = self.innermost
             phase = "optimizer" if call is self.optimizer else call.phase
+            if call is self.outside and torch._C._current_graph_task_id() >= 0:
+                phase = "backward"  # what a backward runs at its end (DDP, FSDP)
             phase = "collective" if is_collective else phase
             # A second recomputation goes on counting where the first stopped.
-            counter = call if call.original is None else call.original
-            counts, text = counter.counts if call.original is None else counter.seen, ""
+            counts, text = self._counts(call, None), ""
         place = f"{phase}:{op}"
         k = counts[place]
         counts[place] += 1
@@ -170,11 +180,38 @@ class Names:
         """Note the autograd node that the operator now running has made, if it made one."""
         number = next_node()
         if number <= self._next_node:
-            return None
+            return self._kept_promise(key)
         self._next_node = number
         if not torch.is_grad_enabled():
             return None  # the node of a custom function, whose forward this operator is part of
-        text = f"{key.op}#{key.k}"
+        return self._noted(number, f"{key.op}#{key.k}", origin, place)
+
+    def foretell(self, op: str, place: Place | None) -> None:
+        """An operator on wrapped tensors begins: its node goes by the local one of its name."""
+        number = next_node()
+        if number <= self._next_node or not torch.is_grad_enabled():
+            return
+        self._next_node = number
+        origin = self._running_origin()
+        call = self.innermost if origin is None else origin.call
+        phase = "backward" if origin is not None else call.phase
+        counts = self._counts(call, origin)
+        here = id(counts), f"{phase}:{op}"
+        if self._foretold.get(here) == counts[here[1]]:
+            counts[here[1]] += 1  # the one before ran no local operator of its name
+        k = self._foretold[here] = counts[here[1]]
+        text = f"{op}#{k}"
+        self._promised = text, self._noted(number, text, origin, place)
+
+    def _kept_promise(self, key: Key) -> Origin | None:
+        """What was foretold of an operator, if it is the one."""
+        promised, text = self._promised, f"{key.op}#{key.k}"
+        if promised is None or promised[0] != text or key.phase not in ("forward", "recompute"):
+            return None
+        self._promised = None
+        return promised[1]
+
+    def _noted(self, number: int, text: str, origin: Origin | None, place: Place | None) -> Origin:
         if origin is not None:
             call, text = origin.call, f"{origin.text}/{text}"
         else:
@@ -182,6 +219,13 @@ class Names:
             call = call if call.original is None else call.original
         made = self._origins[number - 1] = Origin(call, text, place)
         return made
+
+    def _counts(self, call: Call, origin: Origin | None) -> Counter[str]:
+        """Where operators of a place are counted."""
+        if origin is not None:
+            return origin.counts
+        # A second recomputation goes on counting where the first stopped.
+        return call.counts if call.original is None else call.original.seen
 
     @property
     def innermost(self) -> Call:
@@ -206,7 +250,13 @@ class Names:
         variable: Tensor = node.variable
         found = self._accumulations.get(id(variable))
         if found is None:
-            module, name = self._parameters.get(id(variable), (OUTSIDE, "input"))
+            place = self._parameters.get(id(variable))
+            if place is None and self._search is not None:
+                place = self._search(variable)
+            if place is None:
+                place = OUTSIDE, f"input#{self._leaves}" if self._leaves else "input"
+                self._leaves += 1
+            module, name = place
             found = Origin(self.outside, f"AccumulateGrad.{name}", module=module)
             self._accumulations[id(variable)] = found
         return found

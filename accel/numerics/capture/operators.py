@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -10,12 +12,14 @@ from torch import Tensor
 from accel.numerics.capture.adjoints import Adjoints
 from accel.numerics.capture.arguments import described, named
 from accel.numerics.capture.checking import Checking
+from accel.numerics.capture.collectives import group_argument, share_of
 from accel.numerics.capture.naming import Names, Origin
 from accel.numerics.capture.places import current_place
 from accel.numerics.capture.schemas import WAIT, Schema, schema_of
 from accel.numerics.capture.selection import Selection
+from accel.numerics.capture.sharding_wrappers import inner, is_dtensor, placed
 from accel.numerics.capture.values import Values, outputs_of, tensors_in
-from accel.numerics.storage.entries import Line, Operator, Ref
+from accel.numerics.storage.entries import Line, Operator, Ref, Shard
 
 
 class Operators:
@@ -44,6 +48,7 @@ class Operators:
         self._names, self._values, self._adjoints = names, values, adjoints
         self._kept, self._emit, self._flush = kept, emit, flush
         self._checking = checking
+        self._wrappers = 0  # operators on DTensors that are under way
         self.count = 0
 
     def run(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -76,20 +81,53 @@ class Operators:
         self._flush()
         return result
 
+    def foretell(self, func: Any) -> None:
+        """An operator on wrapped tensors begins: the local ones in it go by its name."""
+        schema = schema_of(func)
+        if not schema.is_ignored:
+            self._names.foretell(schema.short, current_place())
+
+    @contextmanager
+    def within_wrapper(self, func: Any) -> Iterator[list[Any]]:
+        """An operator on DTensors runs; the caller adds what it was given and returned."""
+        self.foretell(func)
+        self._wrappers += 1
+        self._values.is_within_wrapper = True
+        results: list[Any] = []
+        try:
+            yield results
+        finally:
+            for tensor in tensors_in([*_flat(results)]):
+                if is_dtensor(tensor):
+                    self._values.placed(inner(tensor), placed(tensor))
+            self._wrappers -= 1
+            if not self._wrappers:
+                self._values.leave_wrapper()
+                self._flush()
+
     def _arguments(self, schema: Schema, given: dict[str, Any], *, keep: bool) -> dict[str, Any]:
         values = self._values
-        if schema.name == WAIT:
-            for tensor in tensors_in(given.get("tensor")):
-                values.arrived(tensor)
-        if keep:
+        # A view reads nothing, and waiting comes before reading.
+        is_read = not schema.is_view and schema.name != WAIT
 
-            def of(tensor: Tensor) -> int:
-                value = values.of(tensor)
+        def of(tensor: Tensor, is_read: bool = is_read, shard: Shard | None = None) -> int:
+            value = values.of(tensor, is_read=is_read, shard=shard)
+            if keep:
                 values.keep(value, tensor)
-                return value
+            return value
 
+        if not schema.is_collective and not schema.overwritten:
             return {name: described(value, of) for name, value in given.items()}
-        return {name: described(value, values.of) for name, value in given.items()}
+        arguments: dict[str, Any] = {}
+        for name, value in given.items():
+            how: Callable[[Tensor], int] = functools.partial(
+                of, shard=share_of(schema, name, given)
+            )
+            if name in schema.overwritten:
+                is_plain = schema.name.startswith("aten::")
+                how = functools.partial(of, is_read=False) if is_plain else values.before
+            arguments[name] = group_argument(name, value) or described(value, how)
+        return arguments
 
     def _results(
         self,
@@ -102,18 +140,29 @@ class Operators:
     ) -> tuple[tuple[int | None, ...], dict[str, tuple[int, ...]]]:
         values, writes = self._values, {}
         targets: list[Tensor] = []
+        inputs = self._with_rows(schema, arguments)
         for name in schema.written:
             written = tensors_in(given.get(name))
-            later = schema.is_collective
-            if written:
-                writes[name] = tuple(values.written(t, arrives_later=later) for t in written)
-                targets += written
-            if keep and not later:
-                for value, tensor in zip(writes.get(name, ()), written, strict=True):
+            if not written:
+                continue
+            writes[name] = tuple(
+                values.written(
+                    tensor,
+                    arrives_later=schema.is_collective,
+                    is_garbage=schema.is_partial,
+                    batch=values.output_batch(tensor, inputs),
+                    shard=share_of(schema, name, given) if schema.is_collective else None,
+                )
+                for tensor in written
+            )
+            targets += written
+            if keep:
+                for value, tensor in zip(writes[name], written, strict=True):
                     values.keep(value, tensor)
-        base = _first_reference(arguments) if schema.is_view else None
         outputs = tuple(
-            None if tensor is None else self._output(schema, tensor, base, keep=keep)
+            None
+            if tensor is None
+            else self._output(schema, tensor, given, arguments, inputs, keep=keep)
             for tensor in outputs_of(result, targets)
         )
         return outputs, writes
@@ -122,31 +171,61 @@ class Operators:
         self,
         schema: Schema,
         tensor: Tensor,
-        base: int | None,
+        given: Mapping[str, Any],
+        arguments: Mapping[str, Any],
+        inputs: Sequence[int],
         *,
         keep: bool,
     ) -> int | None:
         values = self._values
-        if schema.is_collective and schema.name != WAIT:
-            return values.written(tensor, arrives_later=True)
         if schema.name == WAIT:
             return values.of(tensor)
-        known = values.known(tensor) if base is not None else None
-        if known is not None:
-            return known  # a view of all of it: `alias`, `detach`
-        value = values.add(tensor, base=base, is_garbage=schema.is_uninitialised)
-        if keep and base is None and not schema.is_uninitialised:
+        if schema.is_collective:
+            value = values.written(
+                tensor, arrives_later=True, shard=share_of(schema, "output", given)
+            )
+            if keep:
+                values.keep(value, tensor)
+            return value
+        base = next(_references(arguments), None) if schema.is_view else None
+        if base is not None:
+            known = values.known(tensor, is_read=False)
+            if known is not None:
+                return known  # a view of all of it: `alias`, `detach`
+            value = values.add(tensor, base=base)
+            values.note_view(value, tensor, next(iter(tensors_in([*given.values()]))), base)
+            return value
+        batch = values.output_batch(tensor, inputs)
+        piece = None
+        if schema.is_pointwise and batch is None:
+            read = zip(_references(arguments), tensors_in([*given.values()]), strict=True)
+            piece = values.piece_of(tensor, read)
+        value = values.add(tensor, is_garbage=schema.is_uninitialised, batch=batch, shard=piece)
+        if keep and not schema.is_uninitialised:
             values.keep(value, tensor)
         return value
+
+    def _with_rows(self, schema: Schema, arguments: Mapping[str, Any]) -> tuple[int, ...]:
+        """The inputs of which an output may hold the same rows of the batch."""
+        if not self._values.has_rows or schema.is_collective or self._names.optimizer is not None:
+            return ()
+        chosen = schema.rows
+        if chosen is not None:
+            arguments = {name: value for name, value in arguments.items() if name == chosen}
+        return tuple(_references(arguments))
 
     def _autocast(self, origin: Origin | None) -> str | None:
         call = origin.call if origin is not None else self._names.innermost
         return call.autocast
 
 
-def _first_reference(arguments: dict[str, Any]) -> int | None:
+def _references(arguments: Mapping[str, Any]) -> Iterator[int]:
     for value in arguments.values():
         for item in value if isinstance(value, list) else (value,):
             if isinstance(item, Ref):
-                return item.value
-    return None
+                yield item.value
+
+
+def _flat(results: Sequence[Any]) -> Iterator[Any]:
+    for one in results:
+        yield from one.values() if isinstance(one, dict) else (one,)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
+from pathlib import Path
 from types import CodeType, FrameType
 from typing import Final
 
 import torch
 
-import accel
 from accel.numerics.storage.entries import Place
 
 _LIBRARIES: Final = tuple(
-    os.path.dirname(os.path.abspath(module.__file__ or "")) + os.sep for module in (torch, accel)
+    f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[2])
 )
 _is_users: dict[CodeType, bool] = {}
-_files: dict[str, str] = {}
 
 
 def current_place() -> Place | None:
@@ -26,21 +26,22 @@ def current_place() -> Place | None:
         code = frame.f_code
         users = _is_users.get(code)
         if users is None:
-            path = code.co_filename
-            users = not path.startswith(_LIBRARIES) and not path.startswith("<")
-            _is_users[code] = users
+            users = _is_users[code] = is_users(code.co_filename)
         if users:
-            return Place(_shown(code.co_filename), frame.f_lineno, code.co_name)
+            return Place(shown(code.co_filename), frame.f_lineno, code.co_name)
         frame = frame.f_back
     return None
 
 
-def _shown(path: str) -> str:
+def is_users(path: str) -> bool:
+    """Whether a source file belongs to neither torch nor accel."""
+    return not path.startswith(_LIBRARIES) and not path.startswith("<")
+
+
+@functools.cache
+def shown(path: str) -> str:
     """Relative to the working directory, or the last two parts: no machine's own paths."""
-    known = _files.get(path)
-    if known is None:
-        absolute, here = os.path.abspath(path), os.getcwd() + os.sep
-        parts = absolute.split(os.sep)
-        known = absolute[len(here) :] if absolute.startswith(here) else os.sep.join(parts[-2:])
-        _files[path] = known
-    return known
+    absolute, here = os.path.abspath(path), os.getcwd() + os.sep
+    if absolute.startswith(here):
+        return absolute[len(here) :]
+    return os.sep.join(absolute.split(os.sep)[-2:])

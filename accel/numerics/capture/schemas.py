@@ -28,6 +28,21 @@ _IDENTITIES = frozenset({"aten::detach", "aten::alias", "aten::lift_fresh"})
 _IGNORED_NAMESPACES = frozenset({"profiler", "prim"})
 _COLLECTIVE_NAMESPACES = frozenset({"c10d", "_c10d_functional", "_c10d_functional_autograd"})
 WAIT = "_c10d_functional::wait_tensor"
+_WRAPS = frozenset({"_c10d_functional::_wrap_tensor_autograd"})  # and computes nothing
+# Arguments that are written to without being read.
+_OVERWRITTEN = {
+    "aten::copy_": ("self",),
+    "fsdp::all_gather_copy_in": ("all_gather_output",),
+    "fsdp::split_with_sizes_copy": ("out",),
+    "fsdp::chunk_cat": ("out",),
+}
+# The only argument of which an output can hold the rows: for products the one whose rows it has.
+_ROWS = {
+    "aten::mm": "self", "aten::addmm": "mat1", "aten::addmm_": "mat1", "aten::mv": "self",
+    "aten::copy_": "src",
+}  # fmt: skip
+# Of what they overwrite, these write to a part only: the rest may be whatever was in memory.
+_PARTLY = frozenset({"fsdp::all_gather_copy_in"})
 
 
 @dataclass(frozen=True)
@@ -40,6 +55,10 @@ class Schema:
         overload: `default`, `Tensor`, …
         arguments: Names of its arguments, in order.
         written: Those that it writes to.
+        overwritten: Those of them that it does not read.
+        is_pointwise: Whether each element of the result follows from those at its place.
+        rows: The only argument of which an output can hold the same rows; None for any.
+        is_partial: Whether it writes to some of their elements only.
         is_view: Whether what it returns shares memory with an argument.
         is_uninitialised: Whether its result is whatever was in memory.
         is_ignored: Whether it computes nothing (profiler marks, `detach`).
@@ -51,6 +70,10 @@ class Schema:
     overload: str
     arguments: tuple[str, ...]
     written: tuple[str, ...]
+    overwritten: frozenset[str]
+    is_partial: bool
+    is_pointwise: bool
+    rows: str | None
     is_view: bool
     is_uninitialised: bool
     is_ignored: bool
@@ -74,18 +97,24 @@ def _made(func: Any) -> Schema:
     is_collective = namespace in _COLLECTIVE_NAMESPACES
     written = frozenset(a.name for a in given.arguments if a.alias_info and a.alias_info.is_write)
     written |= _UNDECLARED.get(name, frozenset())
+    overwritten = frozenset(_OVERWRITTEN.get(name, ()))
     if is_collective and not written:
         written = frozenset(_written_by_collective(name, [a.name for a in given.arguments]))
+        overwritten = written - {"tensors", "tensor"}
     is_view = any(r.alias_info and not r.alias_info.is_write for r in given.returns)
     return Schema(
         name=name,
         short=name.removeprefix("aten::"),
         overload=given.overload_name or "default",
         arguments=tuple(a.name for a in given.arguments),
-        written=tuple(a.name for a in given.arguments if a.name in written),
+        written=tuple(a.name for a in given.arguments if a.name in written | overwritten),
+        overwritten=overwritten,
+        is_partial=name in _PARTLY,
+        is_pointwise=torch.Tag.pointwise in func.tags,
+        rows=_ROWS.get(name),
         is_view=is_view,
         is_uninitialised=name in _UNINITIALISED,
-        is_ignored=namespace in _IGNORED_NAMESPACES or name in _IDENTITIES,
+        is_ignored=namespace in _IGNORED_NAMESPACES or name in _IDENTITIES | _WRAPS,
         is_collective=is_collective,
     )
 

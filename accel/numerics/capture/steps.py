@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,11 +17,12 @@ from accel.numerics.capture.contents import Contents
 from accel.numerics.capture.environment import autocast_dtype, device_type_of
 from accel.numerics.capture.generators import generator_digests
 from accel.numerics.capture.modules import ModuleHooks
-from accel.numerics.capture.naming import Call, Names
+from accel.numerics.capture.naming import Call, Names, running_number
 from accel.numerics.capture.operators import Operators
 from accel.numerics.capture.optimizers import state_of
 from accel.numerics.capture.selection import Selection
 from accel.numerics.capture.sharding import Sharding
+from accel.numerics.capture.sharding_rows import Rows
 from accel.numerics.capture.values import Values
 from accel.numerics.storage.entries import (
     End,
@@ -54,6 +55,14 @@ class Model:
                     self.tensors.append((f"{path}.{name}".lstrip("."), "parameter", parameter))
             for name, buffer in inner.named_buffers(recurse=False):
                 self.tensors.append((f"{path}.{name}".lstrip("."), "buffer", buffer))
+
+    def place_of(self, variable: Tensor) -> tuple[str, str] | None:
+        """Module path and name of what is a parameter now: `fully_shard` exchanges them."""
+        for module, path in self.modules.items():
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter is variable:
+                    return path, name
+        return None
 
     def full_name(self, parameter: Tensor) -> str | None:
         """The name of one of its parameters, as in `named_parameters`; None for other tensors."""
@@ -89,9 +98,12 @@ class StepCapture:
         emit = self._lines.append
         is_full = level == "full"
         self._contents = Contents(writer, emit)
-        self._values = Values(self._contents, emit, sharding.of)
-        self._names = Names(model.parameters)
-        self._adjoints = Adjoints(self._names, self._values, emit, pause, everywhere=is_full)
+        self._rows = None if sharding.member is None else Rows()
+        self._values = Values(self._contents, emit, self._rows)
+        self._names = Names(model.parameters, model.place_of)
+        self._adjoints = Adjoints(
+            self._names, self._values, emit, pause, self._value, self._copy, everywhere=is_full
+        )
         self.operators = Operators(
             self._names, self._values, self._adjoints, only if is_full else Selection([]), emit,
             self._flush, Checking(emit) if level == "check" else None,
@@ -108,7 +120,8 @@ class StepCapture:
         """Begin: parameters first, so that other weights are seen before anything else."""
         with self._pause():
             for name, kind, tensor in self._model.tensors:
-                self._known[name] = self._value(tensor, kind, name)
+                of = self._copy if kind == "parameter" else self._value
+                self._known[name] = of(tensor, kind, name)
             self._flush()
         self._hooks.attach()
 
@@ -134,10 +147,12 @@ class StepCapture:
         """A call begins (called by the hooks)."""
         with self._pause():
             inputs = dict([*nesting.tensors(tuple(args)), *nesting.tensors(dict(kwargs))])
-            is_root = not self._names.stack
+            is_root = not self._names.stack and running_number() is None
+            if is_root:
+                self._begin_rows(inputs)
             call = self._names.enter(path)
             call.autocast = autocast_dtype(self._device)
-            kind: SourceKind = "input" if is_root and call.node is None else "other"
+            kind: SourceKind = "input" if is_root else "other"
             if kind == "input":
                 self._root(module, (*args, dict(kwargs)))
             found = {name: self._value(t, kind, name) for name, t in inputs.items()}
@@ -180,6 +195,12 @@ class StepCapture:
         )
         self._roots += 1
 
+    def _begin_rows(self, inputs: Mapping[str, Tensor]) -> None:
+        first = next((tensor for tensor in inputs.values() if tensor.dim()), None)
+        batch = None if first is None else self._sharding.batch(first.shape[0])
+        if self._rows is not None and batch is not None:
+            self._rows.begin(batch)
+
     # --- gradients and optimizers -----------------------------------------------------------------
 
     def optimizer_begins(self, optimizer: Optimizer) -> None:
@@ -209,18 +230,24 @@ class StepCapture:
     def _updated(self, parameter: Tensor, slot: str, tensor: Tensor) -> None:
         name = self._model.full_name(parameter)
         if name is not None:
-            self._lines.append(Update(name, slot, self._value(tensor)))
+            of = self._copy if slot == "parameter" else self._value
+            self._lines.append(Update(name, slot, of(tensor)))
 
     def _gradients(self) -> None:
         for name, kind, parameter in self._model.tensors:
             if kind == "parameter" and parameter.grad is not None:
-                local = self._sharding.local(parameter.grad)
-                self._adjoints.add(self._known[name], local)
+                self._adjoints.add(self._known[name], parameter.grad, is_copy=True)
 
     # --- lines ------------------------------------------------------------------------------------
 
     def _value(self, tensor: Tensor, kind: SourceKind = "other", name: str = "") -> int:
-        return self._values.of(self._sharding.local(tensor), kind, name)
+        shard = self._sharding.of(tensor)
+        return self._values.of(self._sharding.local(tensor), kind, name, is_read=False, shard=shard)
+
+    def _copy(self, tensor: Tensor, kind: SourceKind = "other", name: str = "") -> int:
+        """Of a parameter or its gradient, of which data-parallel processes have copies."""
+        local, shard = self._sharding.local(tensor), self._sharding.of_copy(tensor)
+        return self._values.of(local, kind, name, is_read=False, shard=shard, is_copy=True)
 
     def _flush(self) -> None:
         if self._lines:

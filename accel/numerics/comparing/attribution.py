@@ -18,8 +18,9 @@ from accel.numerics.comparing.comparison import Attribution, Run
 from accel.numerics.comparing.contents import Contents, is_float, rounding
 from accel.numerics.comparing.evidence import Evidence
 from accel.numerics.comparing.isolated import errors
-from accel.numerics.comparing.replayer import CannotReplayError, Replayer
+from accel.numerics.comparing.replayer import Replayer
 from accel.numerics.replaying.operators import is_view
+from accel.numerics.replaying.refusals import CannotReplayError
 from accel.numerics.storage.entries import Key, Operator
 
 _LINEAR = 2.0  # predicted and actual within this factor

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 
 from accel.numerics.comparing.alignment import aligned
 from accel.numerics.comparing.contents import Contents, distance, gradients
+from accel.numerics.comparing.interface import RecordedStep
 from accel.numerics.comparing.shards import Merged
 
 Divisors = tuple[Mapping[int, float], Mapping[int, float]]
@@ -26,7 +27,7 @@ def averaged(a: Merged, b: Merged, ours: int, theirs: int) -> tuple[Divisors, li
         ours: How many ranks the reference has.
         theirs: How many the candidate has.
     """
-    values = [sorted(set(gradients(one.step)) & one.parts) for one in (a, b)]
+    values = [sorted(_of_activations(one.step) & one.parts) for one in (a, b)]
     if not any(values):
         return ({}, {}), []
     pairs = list(_pairs(a, b))
@@ -42,6 +43,12 @@ def averaged(a: Merged, b: Merged, ours: int, theirs: int) -> tuple[Divisors, li
         if n != 1
     ]
     return (divisors[0], divisors[1]), notes
+
+
+def _of_activations(step: RecordedStep) -> set[int]:
+    """All gradients but those of parameters, which are averaged already."""
+    parameters = {value for value, source in step.sources.items() if source.kind == "parameter"}
+    return set(gradients(step)) - {g for of, g in step.adjoints.items() if of in parameters}
 
 
 def _pairs(a: Merged, b: Merged) -> Iterator[tuple[int, int]]:

@@ -9,14 +9,23 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from accel.numerics.comparing.comparison import Run, Verdict
-from accel.numerics.comparing.contents import Contents, is_same, refs, rounding
+from accel.numerics.comparing.contents import Contents, is_same, rounding
+from accel.numerics.comparing.gathers import (
+    BROADCASTS,
+    GATHERS,
+    SCATTERS,
+    Wrong,
+    misbroadcast,
+    misgathered,
+    misscattered,
+)
+from accel.numerics.comparing.groups import Part, group_of, groups_of, name_of, parts_of
 from accel.numerics.comparing.interface import RecordedStep
 from accel.numerics.storage.entries import Key, Operator
 from accel_kernels.sketch import Sketch
@@ -26,7 +35,7 @@ from accel_kernels.sketch import Sketch
 _SLACK = 2.0
 _ESTIMATE = 1.4
 _REDUCTIONS = ("allreduce", "all_reduce")
-_SAME_OUTPUT = (*_REDUCTIONS, "broadcast")
+_CHECKED = (*_REDUCTIONS, *BROADCASTS, *GATHERS, *SCATTERS)
 
 Combine = Callable[[Sequence[Tensor]], Tensor]
 _COMBINED: dict[str, Combine] = {
@@ -36,16 +45,6 @@ _COMBINED: dict[str, Combine] = {
     "min": lambda tensors: torch.stack(list(tensors)).amin(0),
     "product": lambda tensors: torch.stack(list(tensors)).prod(0),
 }
-
-
-class Part(NamedTuple):
-    """One tensor of a collective on one rank."""
-
-    rank: int
-    contents: Contents
-    operator: Operator
-    given: int
-    result: int
 
 
 def checked(steps: Mapping[int, RecordedStep], run: Run) -> list[Verdict]:
@@ -59,51 +58,57 @@ def checked(steps: Mapping[int, RecordedStep], run: Run) -> list[Verdict]:
     by_key: dict[Key, list[tuple[int, Operator]]] = defaultdict(list)
     for rank, step in steps.items():
         for operator in step.operators:
-            if _is(operator, _SAME_OUTPUT):
+            if name_of(operator) in _CHECKED:
                 by_key[operator.key].append((rank, operator))
     for key, members in by_key.items():
-        if len(members) < 2:
-            continue
-        for parts in _parts(contents, members):
-            wrong = _wrong(parts)
-            if wrong is not None:
-                place = members[0][1].place
-                sentence = f"{key} of the {run} {wrong[0]}"
-                return [Verdict("faulty operator", sentence, wrong[1], key, place, run)]
+        for group in groups_of(members):
+            if len(group) < 2:
+                continue
+            for parts in parts_of(contents, group):
+                wrong = _wrong(parts)
+                if wrong is not None:
+                    place = group[0][1].place
+                    sentence = f"{key} of the {run} {wrong[0]}"
+                    return [Verdict("faulty operator", sentence, wrong[1], key, place, run)]
     return []
 
 
-def _is(operator: Operator, names: Sequence[str]) -> bool:
-    bare = operator.key.op.split("::")[-1].rstrip("_")
-    return operator.key.op.split("::")[0].endswith(("c10d", "c10d_functional")) and bare in names
-
-
-def _parts(
-    contents: Mapping[int, Contents], members: Sequence[tuple[int, Operator]]
-) -> Iterator[list[Part]]:
-    """The tensors of one collective on all ranks, one list for each place of its list."""
-    columns: list[list[tuple[int, int]]] = []
-    for _, operator in members:
-        given = [value for argument in operator.arguments.values() for value in refs(argument)]
-        columns.append(list(zip(given, operator.produced, strict=False)))
-    for index in range(min(map(len, columns))):
-        parts = [
-            Part(rank, contents[rank], operator, *column[index])
-            for (rank, operator), column in zip(members, columns, strict=True)
-        ]
-        if all(part.contents.value(part.result).skipped is None for part in parts):
-            yield parts
-
-
-def _wrong(parts: Sequence[Part]) -> tuple[str, tuple[str, ...]] | None:
+def _wrong(parts: Sequence[Part]) -> Wrong | None:
     """What is wrong with one collective, and the facts; None if nothing is."""
+    name, ranks = name_of(parts[0].operator), group_of(parts[0].operator)
+    if name in GATHERS:
+        return misgathered(parts)
+    if name in SCATTERS:
+        return misscattered(parts, _asked(parts[0].operator))
+    if name in BROADCASTS and ranks is not None:
+        return misbroadcast(parts, ranks)
+    return _unequal(parts) if ranks is None else _misreduced(parts)
+
+
+def _misreduced(parts: Sequence[Part]) -> Wrong | None:
+    """The same of a reduction whose group is known: which rank has a wrong result."""
+    for part in parts:
+        others = [other for other in parts if other is not part]
+        apart = _misfit([part, *others])
+        if apart is not None:
+            wrong = f"is not the {apart[0]} of what its ranks put in, on rank {part.rank}"
+            return wrong, (apart[1],)
+    other = next((part for part in parts if not _equal(parts[0], part)), None)
+    if other is None:
+        return None
+    ranks = f"ranks {parts[0].rank} and {other.rank}"
+    return f"left different results on {ranks}", (f"{ranks} should have the same bits",)
+
+
+def _unequal(parts: Sequence[Part]) -> Wrong | None:
+    """The same where the recording does not say who is in the group."""
     groups = _groups(parts)
     for group in groups:
         if len(group) == 1 and len(parts) > 1 and not _is_alone(group[0], parts):
             ranks = ", ".join(str(part.rank) for part in parts)
             facts = (f"ranks {ranks} have {len(groups)} different results",)
             return "left other results on other ranks", facts
-        if _is(group[0].operator, _REDUCTIONS) and len(group) > 1:
+        if name_of(group[0].operator) in _REDUCTIONS and len(group) > 1:
             apart = _misfit(group)
             if apart is not None:
                 return f"is not the {apart[0]} of what its ranks put in", (apart[1],)

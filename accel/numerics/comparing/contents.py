@@ -14,6 +14,9 @@ from accel_kernels.budgets import unit_roundoff
 from accel_kernels.sketch import Sketch, sketch
 from accel_kernels.sketch.layout import BUCKETS, LARGEST, LEAST, NUMBERS, SQUARES
 
+# Why a value that was put together from several ranks has no sketch.
+NO_WHOLE = "other on every rank, and the recording does not say which part of a whole it is"
+
 
 class Contents:
     """The values of one step; a view stands for the value that it looks at.
@@ -54,7 +57,7 @@ class Contents:
     def sketch(self, number: int) -> Sketch | None:
         """The sketch of a value, of what a view looks at, or of elements that were kept."""
         if number not in self._sketches:
-            root = self.root(number)
+            root = self._holder(number)
             found = self.value(root).sketch
             if found is None and self.step.has_tensor(root):
                 found = sketch(self.step.tensor(root))
@@ -62,6 +65,16 @@ class Contents:
                 found = scaled(found, 1.0 / self._divisors[root])
             self._sketches[number] = found
         return self._sketches[number]
+
+    def has_whole(self, number: int) -> bool:
+        """Whether a value of several ranks could be put together."""
+        return self.value(self._holder(number)).skipped != NO_WHOLE
+
+    def _holder(self, number: int) -> int:
+        """The first of a value and of what it looks at that has a sketch of its own."""
+        while (value := self.value(number)).sketch is None and value.base is not None:
+            number = value.base
+        return number
 
     def blob(self, number: int) -> str | None:
         """The digest of the kept elements, of a view those of what it looks at."""

@@ -11,7 +11,8 @@ from torch import Tensor
 from accel.numerics.comparing.comparison import Accuracy, Decomposition, Element, Row, Run
 from accel.numerics.comparing.evidence import Evidence
 from accel.numerics.comparing.pairing import Measured
-from accel.numerics.comparing.replayer import CannotReplayError, Replayer
+from accel.numerics.comparing.replayer import Replayer
+from accel.numerics.replaying.refusals import CannotReplayError
 from accel.numerics.storage.entries import Operator
 
 _WORST = 16

@@ -6,15 +6,18 @@ expected to differ by no more than
     expected = LIMIT * typical * amplification * (d_in + u)
 
 where d_in is the largest distance among its inputs; u the unit roundoff of the coarsest dtype that
-it was computed from; the amplification 1 except for sums, quotients and roots (`amplifying`); and
-typical the median of d / (amplification * (d_in + u)) over the other outputs of operators of this
-name and phase in the same two runs, at least 1 and at most 32.
+it was computed from; the amplification 1 except for sums, products, quotients and roots (see
+`amplifying`); and typical the median of d / (amplification * (d_in + u)) over the other outputs of
+operators of this name and phase in the same two runs, at least 1 and at most 32.
 
-The limits are global. In benign pairs of runs (threads, oneDNN off, composed attention; float32,
-bfloat16 and autocast; a GPT's whole step with AdamW) the largest d / (amplification * (d_in + u))
-was 5.9 in float32 (the weights of layer norm, by threads) and 1.1 in bfloat16; divided by typical
-1.8 and 1.1. Sketches cannot tell an operator at fault from one that is badly conditioned, so what
-exceeds its limit is a place to look at closely, not a verdict.
+The limits are global. Over 66 benign pairs of runs (a GPT with composed and with fused attention
+and a CNN, one step with AdamW in float32, autocast and bfloat16; again, threads, oneDNN off,
+split-K, online softmax, one-pass norms, other sums and formulas, composed norms, other attention,
+channels last, foreach and plain AdamW: the fault zoo's variants) the largest d / (typical *
+amplification * (d_in + u)) was 24 where u is float32's (the gradient of a convolution's input, by
+threads; 6 without convolutions) and 2.7 where it is bfloat16's. The limits are about twice that.
+Sketches cannot tell an operator at fault from one that is badly conditioned, so what exceeds its
+limit is a place to look at closely, not a verdict.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ from accel.numerics.comparing.pairing import Measured
 from accel.numerics.comparing.relations import mask_text
 from accel.numerics.storage.entries import Operator
 
-LIMIT, LIMIT_16 = 16.0, 4.0
+LIMIT, LIMIT_16 = 48.0, 6.0
 _MOST_TYPICAL = 32.0
 _FLOAT32 = 2.0**-24
 _FEW = 3  # instances of an operator below which they say nothing of it
@@ -78,8 +81,11 @@ def noises(a: Contents, b: Contents, everything: Sequence[Measured]) -> list[Noi
     """The noise of each pair of values, in order."""
     found: list[Noise] = []
     largest = 0.0
+    inside: dict[str, float] = {}
     for one in everything:
         inputs = _input_distance(a, b, one.pair)
+        if one.pair.op == "module":  # what differs inside comes out
+            inputs = max(inputs or 0.0, _inside(inside, one.pair.module))
         if inputs is None and one.operators is None:
             inputs = largest  # nobody knows what it came from: anything before
         apart = distance(a.sketch(one.pair.a), b.sketch(one.pair.b))
@@ -87,7 +93,16 @@ def noises(a: Contents, b: Contents, everything: Sequence[Measured]) -> list[Noi
         found.append(Noise(apart, inputs, _unit(a, b, one), scale))
         if apart is not None and math.isfinite(apart):
             largest = max(largest, apart)
+            module = one.pair.module
+            inside[module] = max(inside.get(module, 0.0), apart)
     return found
+
+
+def _inside(known: dict[str, float], module: str) -> float:
+    """The largest distance so far in the modules below one."""
+    prefix = f"{module}." if module else ""
+    below = (far for path, far in known.items() if path != module and path.startswith(prefix))
+    return max(below, default=0.0)
 
 
 def _input_distance(a: Contents, b: Contents, pair: ValuePair) -> float | None:

@@ -37,7 +37,12 @@ _NARROWING = ("fp32", "float32", "tf32", "TF32", "hf32", "cube_math", "precision
 
 def differences(a: Manifest, b: Manifest) -> dict[str, tuple[str, str]]:
     """What differs between two manifests, by dotted names: (reference, candidate) as texts."""
-    left, right = dict(_flat("", a.to_dict())), dict(_flat("", b.to_dict()))
+    both = dict(a.to_dict()), dict(b.to_dict())
+    if bool(a.numerics_mode) != bool(b.numerics_mode):  # a framework whose switches are not known
+        for fields in both:
+            known = len(fields["numerics_mode"])
+            fields["numerics_mode"] = f"{known} switches" if known else "unknown"
+    left, right = dict(_flat("", both[0])), dict(_flat("", both[1]))
     names = [*left, *(name for name in right if name not in left)]
     return {
         name: (left.get(name, "(not there)"), right.get(name, "(not there)"))

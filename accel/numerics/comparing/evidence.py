@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from accel.numerics.comparing.alignment import Alignment
 from accel.numerics.comparing.comparison import Accuracy, Precondition, Row, Run, Verdict
@@ -55,32 +57,48 @@ class Evidence:
             return ()
         return self.alignment.only_a if run == "reference" else self.alignment.only_b
 
+    @cached_property
+    def _counterparts(self) -> dict[tuple[Run, int], Operator]:
+        found: dict[tuple[Run, int], Operator] = {}
+        for pair in self.alignment.operators:
+            found["reference", pair.a.id] = pair.b
+            found["candidate", pair.b.id] = pair.a
+        return found
+
+    @cached_property
+    def _places(self) -> dict[Key, list[int]]:
+        """Where in `rows` those of each of the reference's operators are."""
+        found: dict[Key, list[int]] = {}
+        for index, row in enumerate(self.rows):
+            if row.key is not None:
+                found.setdefault(row.key, []).append(index)
+        return found
+
+    @cached_property
+    def _largest(self) -> tuple[list[int], list[float]]:
+        """Ids of the reference's operators, rising, and the largest distance up to each."""
+        ids, largest, so_far = [], [], 0.0
+        for one, row in zip(self.measured, self.rows, strict=True):
+            if row.distance is not None and row.distance < float("inf"):
+                so_far = max(so_far, row.distance)
+            if one.operators is not None:
+                ids.append(one.operators.a.id)
+                largest.append(so_far)
+        return ids, largest
+
     def counterpart(self, run: Run, operator: int) -> Operator | None:
         """The other run's operator that is aligned to one of a run's."""
-        index = self._counterparts()
-        return index.get((run, operator))
-
-    def _counterparts(self) -> dict[tuple[Run, int], Operator]:
-        if not hasattr(self, "_index"):
-            self._index: dict[tuple[Run, int], Operator] = {}
-            for pair in self.alignment.operators:
-                self._index["reference", pair.a.id] = pair.b
-                self._index["candidate", pair.b.id] = pair.a
-        return self._index
+        return self._counterparts.get((run, operator))
 
     def rows_of(self, key: Key) -> list[Row]:
         """The rows of the reference's operator of a name."""
-        return [row for row in self.rows if row.key == key]
+        return [self.rows[index] for index in self._places.get(key, [])]
 
     def largest_before(self, operator: int) -> float:
         """The largest finite distance of any row before one of the reference's operators."""
-        found = 0.0
-        for one, row in zip(self.measured, self.rows, strict=True):
-            if one.operators is not None and one.operators.a.id >= operator:
-                break
-            if row.distance is not None and row.distance < float("inf"):
-                found = max(found, row.distance)
-        return found
+        ids, largest = self._largest
+        place = bisect.bisect_left(ids, operator)
+        return largest[place - 1] if place else 0.0
 
     def has_effect(self, operator: Operator) -> bool:
         """Whether any output of the reference's operator differs in the candidate."""

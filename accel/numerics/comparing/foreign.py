@@ -6,7 +6,14 @@ from accel.numerics.comparing.comparison import Precondition
 from accel.numerics.comparing.divergence import LIMIT, is_random
 from accel.numerics.comparing.evidence import Evidence
 from accel.numerics.comparing.preconditions import compared, is_foreign
-from accel.numerics.storage.entries import Ref
+from accel.numerics.replaying.operators import is_view
+from accel.numerics.storage.entries import Operator, Ref
+
+# In-place operators that read nothing of what they write to.
+_OVERWRITING = frozenset(
+    {"copy_", "fill_", "zero_", "normal_", "uniform_", "random_", "bernoulli_", "exponential_",
+     "log_normal_", "cauchy_", "geometric_", "set_", "resize_"}
+)  # fmt: skip
 
 
 def foreign(evidence: Evidence) -> list[Precondition]:
@@ -22,9 +29,13 @@ def _unnamed(evidence: Evidence) -> list[Precondition]:
     found: list[Precondition] = []
     seen: set[int] = set()
     for pair in evidence.alignment.operators:
+        if is_view(pair.a.name, pair.a.overload):  # who reads the view reads it
+            continue
         for name, argument in pair.a.arguments.items():
             other = pair.b.arguments.get(name)
             if not isinstance(argument, Ref) or not isinstance(other, Ref):
+                continue
+            if is_overwritten(pair.a, name):
                 continue
             left, right = a.root(argument.value), b.root(other.value)
             both = is_foreign(a.step.sources, left) and is_foreign(b.step.sources, right)
@@ -49,3 +60,9 @@ def _random(evidence: Evidence) -> list[Precondition]:
             words = ("drawn there", "drawn otherwise", "other random numbers")
             return [Precondition("random", row.name, *words, row.distance)]
     return []
+
+
+def is_overwritten(operator: Operator, name: str) -> bool:
+    """Whether an operator writes to an argument without reading it."""
+    bare = operator.name.rpartition("::")[2]
+    return name == "out" or (name == "self" and bare in _OVERWRITING)

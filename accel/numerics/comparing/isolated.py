@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,12 +10,13 @@ import torch
 
 from accel.numerics.comparing import details, narrowing
 from accel.numerics.comparing.comparison import Accuracy, Coverage, Row, Run
-from accel.numerics.comparing.contents import Contents, refs
+from accel.numerics.comparing.contents import Contents, rounding
 from accel.numerics.comparing.evidence import Evidence
-from accel.numerics.comparing.replayer import CannotReplayError, Replayer
+from accel.numerics.comparing.replayer import Replayer
 from accel.numerics.replaying.judged import Judged
 from accel.numerics.replaying.limits import MOST_M, MOST_M_16, MOST_R, MOST_R_16
 from accel.numerics.replaying.operators import is_view, why_nothing_to_check
+from accel.numerics.replaying.refusals import CannotReplayError
 from accel.numerics.storage.entries import Argument, Key, Operator, Ref
 
 _RUNS: tuple[Run, ...] = ("reference", "candidate")
@@ -38,10 +38,10 @@ def judge(evidence: Evidence, replays: Mapping[Run, Replayer]) -> list[Coverage]
     coverage: list[Coverage] = []
     for run in _RUNS:
         contents = evidence.contents(run)
-        known = _of_run(contents, replays[run])
+        known = accuracies(contents, replays[run])
         if known:
             found[run] = known
-            coverage.append(_coverage(run, contents, known))
+            coverage.append(covered(run, contents, known))
     evidence.accuracies = found
     evidence.switches = {
         (run, operator): explanation
@@ -50,10 +50,11 @@ def judge(evidence: Evidence, replays: Mapping[Run, Replayer]) -> list[Coverage]
     }
     evidence.rows = _with_accuracies(evidence)
     evidence.rows = details.added(evidence, replays, _detailed(evidence.rows))
+    _accumulate(evidence, replays)
     return coverage
 
 
-def _of_run(contents: Contents, replayer: Replayer) -> dict[int, Accuracy]:
+def accuracies(contents: Contents, replayer: Replayer) -> dict[int, Accuracy]:
     """How right the operators of a run are, by id; none for those with nothing to check."""
     found: dict[int, Accuracy] = {}
     signatures: dict[object, tuple[Key, Accuracy]] = {}
@@ -154,6 +155,24 @@ def _with_accuracies(evidence: Evidence) -> list[Row]:
     return rows
 
 
+def _accumulate(evidence: Evidence, replays: Mapping[Run, Replayer]) -> None:
+    """Put each value's distance from the step computed in float64 into the rows."""
+    known = {run: replays[run].accumulated() for run in evidence.accuracies}
+    rows = []
+    for one, row in zip(evidence.measured, evidence.rows, strict=True):
+        left = _strayed(row.reference, known.get("reference", {}).get(one.pair.a), row.dtypes[0])
+        right = _strayed(row.candidate, known.get("candidate", {}).get(one.pair.b), row.dtypes[1])
+        rows.append(replace(row, reference=left, candidate=right))
+    evidence.rows = rows
+
+
+def _strayed(accuracy: Accuracy | None, error: float | None, dtype: str) -> Accuracy | None:
+    unit = rounding(dtype)
+    if accuracy is None or error is None or unit == 0.0:
+        return accuracy
+    return replace(accuracy, accumulated=error / unit)
+
+
 def _detailed(rows: Sequence[Row]) -> set[int]:
     """The rows whose worst elements are worth keeping, by order."""
 
@@ -172,7 +191,8 @@ def _detailed(rows: Sequence[Row]) -> set[int]:
     return flagged | {row.order for row in ranked if badness(row) > 0.0}
 
 
-def _coverage(run: Run, contents: Contents, known: Mapping[int, Accuracy]) -> Coverage:
+def covered(run: Run, contents: Contents, known: Mapping[int, Accuracy]) -> Coverage:
+    """How much of a run was checked."""
     checked: Counter[str] = Counter()
     unchecked: Counter[str] = Counter()
     reasons: dict[str, str] = {}
@@ -205,15 +225,3 @@ def errors(replayer: Replayer, operator: Operator) -> list[tuple[int, torch.Tens
             error = actual.to(torch.float64) - truth
             found.append((value, error.where(error.isfinite(), 0.0)))
     return found
-
-
-def relative(part: torch.Tensor, whole: torch.Tensor) -> float:
-    """L2 norm of one tensor over that of another."""
-    size = float(whole.to(torch.float64).nan_to_num_(0.0, 0.0, 0.0).norm())
-    norm = float(part.norm())
-    return 0.0 if norm == 0.0 else (norm / size if size else math.inf)
-
-
-def read_by(operator: Operator) -> list[int]:
-    """The values that an operator read."""
-    return [value for argument in operator.arguments.values() for value in refs(argument)]

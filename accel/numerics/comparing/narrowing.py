@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from accel.numerics.comparing.replayer import CannotReplayError, Replayer
+from accel.numerics.comparing.replayer import Replayer
 from accel.numerics.replaying.operators import kind_of
+from accel.numerics.replaying.refusals import CannotReplayError
 from accel.numerics.storage.entries import Operator
 
 _KINDS = frozenset({"matmul", "convolution", "recurrent"})

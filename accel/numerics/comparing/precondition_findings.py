@@ -13,6 +13,7 @@ _KINDS: dict[str, Kind] = {
 }
 _ORDER = ("mode", "argument", "ranks", "parameter", "buffer", "state", "input", "other", "random")
 _MOST = 5
+_STATES = ("transposed", "permuted", "scaled", "rounded", "reversed", "rolled", "reshaped", "of ")
 
 
 def of_preconditions(evidence: Evidence) -> Iterator[Verdict]:
@@ -29,33 +30,32 @@ def of_preconditions(evidence: Evidence) -> Iterator[Verdict]:
 
 
 def of_swapped(swapped: Sequence[Precondition]) -> Verdict:
-    """The finding that ranks have one another's inputs."""
+    """The finding that ranks have one another's inputs or parameters."""
     ranks = sorted({one.name.rpartition(" ")[2] for one in swapped})
-    sentence = f"ranks {' and '.join(ranks)} have one another's inputs"
+    what = swapped[0].name.rpartition(" of rank ")[0]
+    sentence = f"ranks {' and '.join(ranks)} have one another's {what}"
     return Verdict("different weight/input", sentence, tuple(map(str, swapped)))
 
 
 def _finding(group: Sequence[Precondition]) -> Verdict:
     first = group[0]
     more = f" (and {len(group) - 1} more)" if len(group) > 1 else ""
-    what = first.relation or "differs"
+    named = f"the {first.subject} {first.name}"
+    if first.subject == "other":
+        named = f"the tensor from elsewhere that is {first.name}"
     if first.reference in ("there", "not there"):
         what = f"is {first.candidate} in the candidate and {first.reference} in the reference"
-    elif first.subject in ("mode", "argument", "random"):
+    elif first.subject in ("mode", "argument"):
         what = f"is {first.candidate} where the reference has {first.reference}"
-    sentence = f"the {first.subject} {first.name} {_joined(what)}{more}"
+    elif first.relation.startswith(_STATES):
+        what = f"is {first.relation}"
+    else:
+        what = f"differs: {first.relation}" if first.relation else "differs"
     facts = [str(one) for one in group[:_MOST]]
     if len(group) > _MOST:
         facts.append(f"{len(group) - _MOST} more differ")
-    return Verdict(_KINDS.get(first.subject, "different weight/input"), sentence, tuple(facts))
-
-
-def _joined(what: str) -> str:
-    """`transposed` becomes `is transposed`; what has a verb stays."""
-    verbs = ("differ", "is ", "only ", "few ", "non-finite", "has ", "the reference")
-    if what.startswith("same elements"):
-        return f"has the {what}"
-    return what if what.startswith(verbs) else f"is {what}"
+    kind = _KINDS.get(first.subject, "different weight/input")
+    return Verdict(kind, f"{named} {what}{more}", tuple(facts))
 
 
 def _narrowed(decisive: Sequence[Precondition]) -> Verdict | None:

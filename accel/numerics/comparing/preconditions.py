@@ -67,6 +67,8 @@ def compared(
     a: Contents, b: Contents, kind: SourceKind, name: str, left: int, right: int
 ) -> Precondition | None:
     """How two values that should be equal differ; None if they do not or nobody knows."""
+    if not a.has_whole(left) or not b.has_whole(right):
+        return None  # parts of a whole that nobody knows are of any shape
     ours, theirs = _related(a, left), _related(b, right)
     if ours.shape == theirs.shape and _equal(ours.sketch, theirs.sketch):
         return None

@@ -14,6 +14,7 @@ from accel.report import text
 if TYPE_CHECKING:
     from accel.numerics.comparing.comparison import Comparison
 
+_MOST = 12  # differences of the environment
 HEADERS = ("status", "value", "dtype", "distance", "of inputs", "R", "M", "loss")
 _URGENT: dict[Status, int] = {"diverges": 0, "unknown": 1, "carried": 2, "rounding": 3, "equal": 4}
 _WORDS: dict[Status, str] = {
@@ -59,7 +60,8 @@ def _tables(comparison: Comparison, worst: int) -> list[str]:
     lines: list[str] = []
     if comparison.environment:
         rows = [(name, a, b) for name, (a, b) in comparison.environment.items()]
-        lines += ["", text.table(("environment", "reference", "candidate"), rows)]
+        lines += ["", text.table(("environment", "reference", "candidate"), rows[:_MOST])]
+        lines += [f"… and {len(rows) - _MOST} more"] if len(rows) > _MOST else []
     shown = by_urgency(comparison.rows)[:worst]
     if shown:
         lines += ["", text.table(HEADERS, [_cells(row) for row in shown])]
@@ -106,7 +108,10 @@ def _attribution(comparison: Comparison, worst: int) -> list[str]:
     actual = "unknown" if found.actual is None else f"{found.actual:.4g}"
     said = f"Loss, {found.of}: {actual} recorded, {found.predicted:.4g} predicted by operators"
     if found.linear is False:
-        return [f"{said}: the difference is not linear in their errors, so it is not attributed."]
+        return [
+            f"{said}: operators' own errors do not explain the difference (it has another cause, "
+            "or is too large to be linear in them), so it is not attributed."
+        ]
     rows = [(str(key), part) for key, part in found.contributions[:worst]]
     return [f"{said}.", text.table(("operator", "adds to the loss"), rows)]
 

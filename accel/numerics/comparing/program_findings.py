@@ -19,6 +19,7 @@ def of_arguments(evidence: Evidence) -> Iterator[Verdict]:
     """The first operator in another dtype, and the first with another argument, with an effect."""
     effective = [one for one in evidence.structural if _counts(evidence, one)]
     dtypes = [one for one in effective if one.kind == "dtype"]
+    dtypes = [one for one in dtypes if not is_cast(one.pair.a)] or dtypes
     others = [one for one in effective if one.kind != "dtype"]
     found = []
     if dtypes:
@@ -91,11 +92,8 @@ def _argument(found: Sequence[Structural]) -> Verdict:
     )
 
 
-def of_operators(evidence: Evidence) -> Iterator[Verdict]:
-    """Whether values diverge first where the runs have other operators."""
-    first = next((row for row in evidence.rows if row.status == "diverges"), None)
-    if first is None:
-        return
+def of_operators(evidence: Evidence, first: Row) -> Iterator[Verdict]:
+    """Whether the first value that diverges does so where the runs have other operators."""
     left = _rebuilt(evidence.unmatched("reference"), first)
     right = _rebuilt(evidence.unmatched("candidate"), first)
     if not left and not right:

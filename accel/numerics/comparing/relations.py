@@ -45,6 +45,8 @@ def relation(a: Related, b: Related) -> str:
         return ""
     if a.sketch.mask != b.sketch.mask:
         return f"non-finite elements differ: {mask_text(a.sketch)} against {mask_text(b.sketch)}"
+    if a.dtype == b.dtype and apart <= 4 * rounding(a.dtype):
+        return "differs by rounding"  # if few elements differ so little, norms are equal too
     return (
         _order(a, b, a.sketch, b.sketch)
         or _few(a.sketch, b.sketch)
@@ -73,18 +75,19 @@ def _other_shape(a: Related, b: Related) -> str:
     if distance(a.sketch, b.sketch) == 0.0:
         return "reshaped"
     swapped = len(a.shape) > 1 and b.shape == (*a.shape[:-2], a.shape[-1], a.shape[-2])
-    if swapped and _same_elements(a.sketch, b.sketch):
+    if swapped and has_same_elements(a.sketch, b.sketch):
         return _reordered(a, b) or "transposed (as its shape says; the elements are the same)"
     return "of another shape"
 
 
-def _same_elements(a: Sketch, b: Sketch) -> bool:
+def has_same_elements(a: Sketch, b: Sketch) -> bool:
+    """Whether two tensors seem to have the same elements, in any order."""
     near = math.isclose(a.norm, b.norm, rel_tol=_SAME_NORM)
     return near and (a.least, a.largest, a.count) == (b.least, b.largest, b.count)
 
 
 def _order(a: Related, b: Related, left: Sketch, right: Sketch) -> str:
-    if left.count < 2 or left.least == left.largest or not _same_elements(left, right):
+    if left.count < 2 or left.least == left.largest or not has_same_elements(left, right):
         return ""
     found = _reordered(a, b)
     return found or "same elements in another order (transposed or permuted?)"
@@ -167,8 +170,6 @@ def _rounded(a: Related, b: Related, apart: float) -> str:
         return f"rounded to {b.dtype}"
     if rounding(a.dtype) > rounding(b.dtype) and apart <= rounding(a.dtype):
         return f"the reference is it rounded to {a.dtype}"
-    if a.dtype == b.dtype and apart <= 4 * rounding(a.dtype):
-        return "differs by rounding"
     for name, unit in _NARROW:
         least, most = (factor * _ROUNDING_RMS * unit for factor in _SPREAD)
         if rounding(a.dtype) < unit and least < apart < most:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from accel.numerics.comparing.comparison import Accuracy, Run, Verdict
+from accel.numerics.comparing.environment import explaining
 from accel.numerics.comparing.evidence import Evidence
 from accel.numerics.storage.entries import Operator
 
@@ -111,6 +112,8 @@ def _switch(evidence: Evidence, faults: list[Fault]) -> Verdict:
     first = faults[0]
     explanation = evidence.switches[first.run, first.operator.id]
     facts = [_words(first), *_rows(evidence, first)]
+    known = explaining(evidence.environment, first.operator.key.op)
+    facts += [f"{n}: {a} in the reference, {b} in the candidate" for n, (a, b) in known.items()]
     if len(faults) > 1:
         facts.append(f"the same explains {len(faults) - 1} more operators of the {first.run}")
     sentence = f"{first.operator.key} of the {first.run} {explanation}"

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from torch import Tensor
 
 from accel.numerics.comparing.contents import Contents
 from accel.numerics.replaying import references
-from accel.numerics.replaying.calls import Call, Given, Results, call_of, widened
+from accel.numerics.replaying.calls import Call, Given, mapped, widened
+from accel.numerics.replaying.chaining import chained_errors
 from accel.numerics.replaying.judged import Judged
 from accel.numerics.replaying.judging import judge
-from accel.numerics.replaying.refusals import CannotReplayError
-from accel.numerics.storage.entries import Argument, Operator, Ref
+from accel.numerics.replaying.recorded import (
+    Tensors,
+    call_from,
+    inputs_of,
+    produced_names,
+    results_from,
+)
+from accel.numerics.storage.entries import Operator
 
 
 class Replayer:
@@ -24,10 +31,12 @@ class Replayer:
 
     def __init__(self, contents: Contents) -> None:
         self._step = contents.step
+        self._tensors = Tensors(contents.step)
+        self._last: tuple[int, tuple[Tensor | None, ...]] | None = None
 
     def can(self, operator: Operator) -> bool:
         """Whether everything that an operator read and produced was kept."""
-        return all(map(self._step.has_tensor, {*self._read(operator), *operator.produced}))
+        return all(map(self._tensors.has, {*inputs_of(operator), *operator.produced}))
 
     def judged(self, operator: Operator) -> Judged:
         """The verdict on one operator.
@@ -35,22 +44,21 @@ class Replayer:
         Raises:
             CannotReplayError: An argument cannot be given again.
         """
-        recorded = self.recorded(operator)
-        call = self.call(operator)
-        return judge(call, recorded.outputs, recorded.written, str(operator.key))
+        return self._judged(operator, call_from(operator, self._tensors.of))
 
     def judged_with(self, operator: Operator, change: Callable[[Tensor], Tensor]) -> Judged:
-        """The verdict if the operator had been given its tensors changed by `change`."""
-        recorded, call = self.recorded(operator), self.call(operator)
+        """The verdict if the operator had been given its tensors changed by `change`.
+
+        Raises:
+            CannotReplayError: An argument cannot be given again.
+        """
 
         def changed(value: Given) -> Given:
-            if isinstance(value, Tensor):
-                return change(value)
-            return [changed(item) for item in value] if isinstance(value, list) else value
+            return change(value) if isinstance(value, Tensor) else value
 
-        arguments = {name: changed(value) for name, value in call.arguments.items()}
-        narrowed = Call(call.name, call.overload, arguments, call.written)
-        return judge(narrowed, recorded.outputs, recorded.written, str(operator.key))
+        call = call_from(operator, self._tensors.of)
+        arguments = {name: mapped(value, changed) for name, value in call.arguments.items()}
+        return self._judged(operator, Call(call.name, call.overload, arguments, call.written))
 
     def truth(self, operator: Operator) -> tuple[Tensor | None, ...]:
         """What float64 makes of an operator's inputs, in the order of `Operator.produced`.
@@ -58,43 +66,29 @@ class Replayer:
         Raises:
             CannotReplayError: There is no reference.
         """
-        recorded, call = self.recorded(operator), self.call(operator)
-        results = references.replayer(call, recorded)(widened(call))
-        found = dict(results.named())
-        return tuple(found.get(name) for name, _ in recorded.named())
+        if self._last is None or self._last[0] != operator.id:
+            recorded = results_from(operator, self._tensors.of)
+            call = call_from(operator, self._tensors.of)
+            found = dict(references.replayer(call, recorded)(widened(call)).named())
+            names = [name for name, _ in produced_names(operator)]
+            self._last = operator.id, tuple(found.get(name) for name in names)
+        return self._last[1]
 
     def outputs(self, operator: Operator) -> tuple[Tensor, ...]:
         """What the run made, in the same order."""
-        return tuple(self._step.tensor(value) for value in operator.produced)
+        return tuple(map(self._tensors.of, operator.produced))
 
-    def call(self, operator: Operator) -> Call:
-        """The operator's call with its recorded inputs.
+    def accumulated(self) -> dict[int, float]:
+        """Of each kept value its relative rms distance from the whole step in float64.
 
-        Raises:
-            CannotReplayError: An argument is opaque.
+        Empty unless all operators with something to compute were kept: the chain would break.
         """
-        given = {name: self._given(value) for name, value in operator.arguments.items()}
-        return call_of(operator.name, operator.overload, given, tuple(operator.writes))
-
-    def recorded(self, operator: Operator) -> Results:
-        """What the run produced."""
-        outputs = tuple(
-            None if value is None else self._step.tensor(value) for value in operator.outputs
+        sources = [value for value in self._step.values if value not in self._step.producers]
+        is_whole = all(
+            self._tensors.has(value) or self._step.values[value].skipped for value in sources
         )
-        written: Mapping[str, tuple[Tensor, ...]] = {
-            name: tuple(map(self._step.tensor, values)) for name, values in operator.writes.items()
-        }
-        return Results(outputs, written)
+        return chained_errors(self._step) if sources and is_whole else {}
 
-    def _read(self, operator: Operator) -> list[int]:
-        from accel.numerics.comparing.contents import refs
-
-        return [value for argument in operator.arguments.values() for value in refs(argument)]
-
-    def _given(self, argument: Argument) -> Given:
-        if isinstance(argument, Ref):
-            return self._step.tensor(argument.value)
-        return [self._given(item) for item in argument] if isinstance(argument, list) else argument
-
-
-__all__ = ["CannotReplayError", "Replayer"]
+    def _judged(self, operator: Operator, call: Call) -> Judged:
+        recorded = results_from(operator, self._tensors.of)
+        return judge(call, recorded.outputs, recorded.written, str(operator.key))

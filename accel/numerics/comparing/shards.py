@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from accel.numerics.comparing.comparison import Run, Verdict
-from accel.numerics.comparing.contents import is_same, refs
+from accel.numerics.comparing.contents import NO_WHOLE, is_same, refs
+from accel.numerics.comparing.copies import Differing, are_alike, is_copy
 from accel.numerics.comparing.interface import RecordedStep
 from accel.numerics.storage.entries import (
     Check,
@@ -28,7 +28,7 @@ from accel.numerics.storage.entries import (
 from accel_kernels.sketch import Sketch
 
 Role = tuple[object, ...]
-_UNKNOWN = "other on every rank, and the recording does not say which part of a whole it is"
+_PARAMETER = ("source", "parameter")
 
 
 @dataclass(frozen=True)
@@ -70,61 +70,80 @@ class Merged:
     Attributes:
         step: The step.
         parts: Ids of values that are put together from pieces along dimension 0.
-        differing: Parameters of which ranks have different copies, before the step.
-        drifting: Parameters of which they have different copies only after it.
+        differing: Copies that ranks have of parameters and gradients, where they are not alike.
         notes: How many values were put together how.
     """
 
     step: RecordedStep
     parts: frozenset[int] = frozenset()
-    differing: tuple[str, ...] = ()
-    drifting: tuple[str, ...] = ()
+    differing: tuple[Differing, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def broken(self, run: Run) -> Iterator[Verdict]:
-        """Findings about copies that should be equal."""
-        if self.differing:
-            names = ", ".join(self.differing[:5])
-            yield Verdict(
-                "different weight/input",
-                f"the ranks of the {run} hold different copies of {self.differing[0]}",
-                (f"{len(self.differing)} parameters differ between ranks: {names}",),
-                run=run,
-            )
-        if self.drifting:
-            names = ", ".join(self.drifting[:5])
-            yield Verdict(
-                "different program",
-                f"the copies of {self.drifting[0]} on the ranks of the {run} drift apart in this "
-                "step: their gradients were not made equal",
-                (f"{len(self.drifting)} parameters do: {names}",),
-                run=run,
-            )
+    def named(self) -> dict[tuple[str, str], Value]:
+        """The values of parameters, their gradients and their updates, by kind and name."""
+        found = {}
+        for role, value in _roles(self.step).items():
+            known = _parameter(role)
+            if known is not None:
+                found[known] = self.step.values[value]
+        return found
 
 
-def merged(steps: Mapping[int, RecordedStep]) -> Merged:
-    """Put one step of all ranks of a run together."""
+def merged(steps: Mapping[int, RecordedStep], world: int) -> Merged:
+    """Put one step of all ranks of a run together.
+
+    Args:
+        steps: Of the ranks that were recorded.
+        world: How many ranks the run had.
+    """
     first = steps[min(steps)]
-    if len(steps) == 1:
+    if world == 1:
         return Merged(first)
     roles = {rank: _roles(step) for rank, step in steps.items()}
     by_value = {value: role for role, value in reversed(roles[first.rank].items())}
     values: dict[int, Value] = {}
-    parts, how = set(), Counter[str]()
+    kinds: dict[int, str] = {}
+    parts = set()
     for number, value in first.values.items():
         copies = _copies(steps, roles, by_value.get(number))
-        values[number], kind = _together(value, copies)
-        how[kind] += 1
-        if kind == "pieces" and any(_is_row_piece(copy) for copy in copies):
+        values[number], kinds[number] = _together(value, copies, is_all=len(steps) == world)
+        if kinds[number] == "pieces" and any(_is_row_piece(copy) for copy in copies):
             parts.add(number)
+    _doubt(first, values, kinds)
     step = Whole(
         first.rank, first.index, first.operators, values, first.sources, first.modules,
         first.calls, first.adjoints, first.updates, first.skipped, first.end, first.producers,
         first.by_key,
     )  # fmt: skip
-    differing = _differing(steps, roles, "source")
-    drifting = [name for name in _differing(steps, roles, "update") if name not in differing]
-    return Merged(step, frozenset(parts), tuple(differing), tuple(drifting), _notes(steps, how))
+    differing = tuple(_differing(steps, roles))
+    notes = (*_notes(steps, Counter(kinds.values())), *_uneven(steps, roles))
+    return Merged(step, frozenset(parts), differing, notes)
+
+
+def _doubt(step: RecordedStep, values: dict[int, Value], kinds: dict[int, str]) -> None:
+    """Leave out copies that were computed from parts: a count of rows is no count of all rows.
+
+    What a collective returns is of the whole.
+    """
+    for operator in step.operators:
+        if operator.key.phase == "collective":
+            continue
+        given = operator.arguments
+        if operator.name == "aten::copy_":  # what it overwrites does not matter
+            given = {name: value for name, value in given.items() if name != "self"}
+        read = {kinds[_base(values, v)] for argument in given.values() for v in refs(argument)}
+        if not read & {"pieces", "unknown"}:
+            continue
+        for number in operator.produced:
+            if kinds[number] == "copies":
+                kinds[number] = "unknown"
+                values[number] = replace(values[number], sketch=None, skipped=NO_WHOLE)
+
+
+def _base(values: Mapping[int, Value], number: int) -> int:
+    while (base := values[number].base) is not None:
+        number = base
+    return number
 
 
 def _notes(steps: Mapping[int, RecordedStep], how: Counter[str]) -> tuple[str, ...]:
@@ -132,10 +151,26 @@ def _notes(steps: Mapping[int, RecordedStep], how: Counter[str]) -> tuple[str, .
         "copies": "equal on all of them",
         "pieces": "put together from pieces",
         "addends": "added up",
-        "unknown": "left out: " + _UNKNOWN,
+        "unknown": "left out: " + NO_WHOLE,
     }
+    how = how.copy()
+    how["copies"] += how.pop("stated", 0)
     said = ", ".join(f"{how[kind]} {text}" for kind, text in words.items() if how[kind])
     return (f"{len(steps)} ranks were put together: {said}",)
+
+
+def _uneven(
+    steps: Mapping[int, RecordedStep], roles: Mapping[int, Mapping[Role, int]]
+) -> Iterator[str]:
+    """Inputs of which ranks do not agree how large the whole is."""
+    for role in roles[min(steps)]:
+        is_input = role[:2] == ("source", "input") or (role[0] == "input" and role[2] == "")
+        copies = _copies(steps, roles, role) if is_input else []
+        if len({copy.shard.shape for copy in copies if copy.shard is not None}) > 1:
+            rows = ", ".join(str(copy.shape[0]) for copy in copies)
+            yield (
+                f"the ranks are given {rows} rows of input {role[-1]}: say which with Recorder.rows"
+            )
 
 
 def _roles(step: RecordedStep) -> dict[Role, int]:
@@ -151,6 +186,16 @@ def _roles(step: RecordedStep) -> dict[Role, int]:
             found.setdefault(("read", operator.key, index), value)
     for update in step.updates:
         found.setdefault(("update", update.name, update.slot), update.value)
+    for call in step.modules:
+        place = call.phase, call.module, call.call
+        for name, value in call.inputs.items():
+            found.setdefault(("input", *place, name), value)
+        for name, value in call.outputs.items():
+            found.setdefault(("output", *place, name), value)
+    first = {value: role for role, value in reversed(found.items())}
+    for of, value in step.adjoints.items():
+        if of in first:
+            found.setdefault(("adjoint", first[of]), value)
     return found
 
 
@@ -171,24 +216,30 @@ def _copies(
     return found
 
 
-def _together(template: Value, copies: Sequence[Value]) -> tuple[Value, str]:
-    """One value for the copies or parts of all ranks, and how it came to be."""
-    unknown = replace(template, sketch=None, blob=None, skipped=_UNKNOWN)
-    if template.base is not None:
+def _together(template: Value, copies: Sequence[Value], *, is_all: bool) -> tuple[Value, str]:
+    """One value for the copies or parts of all ranks, and how it came to be.
+
+    Args:
+        template: The first rank's.
+        copies: Those of the ranks that were recorded.
+        is_all: Whether these are all: of a sum no addend may be missing.
+    """
+    unknown = replace(template, sketch=None, blob=None, skipped=NO_WHOLE)
+    if template.base is not None and template.sketch is None:
         return replace(template, blob=None), "views"
     if not copies:
         return unknown, "unknown"
     shards = [copy.shard for copy in copies]
     if all(shard is None for shard in shards):
-        if all(is_same(copies[0].sketch, copy.sketch) for copy in copies[1:]):
+        if len(copies) > 1 and all(is_same(copies[0].sketch, copy.sketch) for copy in copies[1:]):
             return replace(template, blob=None), "copies"
         return unknown, "unknown"
     added = _added(copies, shards)
-    if added is None:
+    if added is None or (added[1] == "addends" and not is_all):
         return unknown, "unknown"
     whole, kind = added
     shape = next(shard.shape for shard in shards if shard is not None)
-    return replace(template, sketch=whole, shape=shape, blob=None, shard=None), kind
+    return replace(template, sketch=whole, shape=shape, blob=None, base=None, shard=None), kind
 
 
 def _added(copies: Sequence[Value], shards: Sequence[Shard | None]) -> tuple[Sketch, str] | None:
@@ -210,11 +261,14 @@ def _added(copies: Sequence[Value], shards: Sequence[Shard | None]) -> tuple[Ske
         return None
     total = _sum(addends or list(pieces.values()))
     first = next(shard for shard in shards if shard is not None)
-    if pieces and total.count != math.prod(first.shape):
-        return None
+    if pieces and total.count not in (math.prod(first.shape), 2 * math.prod(first.shape)):
+        return None  # a complex element counts twice
     if addends:
-        total = _as_value(total, addends[0].count)
-    return total, "addends" if addends else "pieces"
+        each = addends[0].count // max(1, math.prod(copies[0].shape))  # 2 if complex
+        total = _as_value(total, each * math.prod(first.shape))
+    if addends:
+        return total, "addends"
+    return total, "stated" if all(map(is_copy, copies)) else "pieces"
 
 
 def _sum(sketches: Sequence[Sketch]) -> Sketch:
@@ -248,24 +302,28 @@ def _is_row_piece(value: Value) -> bool:
     )
 
 
+def _parameter(role: Role) -> tuple[str, str] | None:
+    """Which parameter's value, gradient or update a role is; None for others."""
+    if role[:2] == _PARAMETER:
+        return "parameter", str(role[2])
+    if role[0] == "adjoint" and isinstance(role[1], tuple) and role[1][:2] == _PARAMETER:
+        return "gradient", str(role[1][2])
+    if role[0] == "update" and role[2] == "parameter":
+        return "update", str(role[1])
+    return None
+
+
 def _differing(
-    steps: Mapping[int, RecordedStep], roles: Mapping[int, Mapping[Role, int]], what: str
-) -> list[str]:
-    """Parameters of which ranks hold unequal copies."""
-    first = min(steps)
-    names = []
-    for role in roles[first]:
-        is_source = what == "source" and role[:2] == ("source", "parameter")
-        is_update = what == "update" and role[0] == "update" and role[2] == "parameter"
-        if not is_source and not is_update:
+    steps: Mapping[int, RecordedStep], roles: Mapping[int, Mapping[Role, int]]
+) -> Iterator[Differing]:
+    """Parameters and gradients of which ranks hold unequal copies."""
+    for role in roles[min(steps)]:
+        known = _parameter(role)
+        copies = [] if known is None else _copies(steps, roles, role)
+        if known is None or not copies or are_alike(copies):
             continue
-        copies = _copies(steps, roles, role)
-        whole = [copy for copy in copies if copy.shard is None and copy.sketch is not None]
-        if len(whole) == len(steps) and not all(
-            is_same(whole[0].sketch, copy.sketch) for copy in whole[1:]
-        ):
-            names.append(str(role[2] if is_source else role[1]))
-    return names
+        if len({(copy.shape, copy.shard) for copy in copies}) == 1:
+            yield Differing(*known, dict(zip(steps, copies, strict=True)))
 
 
 def has_other_parts(ours: Mapping[int, RecordedStep], theirs: Mapping[int, RecordedStep]) -> bool:

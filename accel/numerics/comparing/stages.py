@@ -28,8 +28,9 @@ from accel.numerics.comparing.evidence import Evidence
 from accel.numerics.comparing.interface import RecordedStep
 from accel.numerics.comparing.pairing import measured
 from accel.numerics.comparing.preconditions import preconditions
-from accel.numerics.comparing.structure import structural
+from accel.numerics.comparing.structure import Structural, structural
 from accel.numerics.comparing.verdict import findings
+from accel.numerics.replaying.operators import why_nothing_to_check
 
 _WORST: dict[Status, int] = {"equal": 0, "rounding": 1, "carried": 2, "unknown": 3, "diverges": 4}
 
@@ -112,7 +113,7 @@ def _evidence(a: Contents, b: Contents, options: Options) -> Evidence:
     begun = preconditions(a, b)
     differing = structural(a, b, alignment)
     if options.merged:  # sizes are those of parts
-        differing = [one for one in differing if one.kind in ("dtype", "number")]
+        differing = [one for one in differing if one.kind in ("dtype", "number") and _computes(one)]
     return Evidence(
         a=a,
         b=b,
@@ -124,6 +125,12 @@ def _evidence(a: Contents, b: Contents, options: Options) -> Evidence:
         rows=rows_of(a, b, alignment, everything),
         collectives=options.collectives,
     )
+
+
+def _computes(one: Structural) -> bool:
+    """Whether a difference is about more than memory: runs in parts have buffers of their own."""
+    key = one.pair.a
+    return not why_nothing_to_check(key.name, key.overload)
 
 
 def _drifted(one: Precondition) -> Precondition:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from accel.numerics.comparing.comparison import Row, Verdict
 from accel.numerics.comparing.environment import explaining
 from accel.numerics.comparing.evidence import Evidence
@@ -11,17 +9,19 @@ from accel.numerics.comparing.evidence import Evidence
 _NARROW = 2.0**-7  # more than rounding to any narrower mantissa of float32 changes a tensor
 
 
-def of_values(evidence: Evidence) -> Iterator[Verdict]:
-    """The first value that diverges, unless replay shows that both runs are right there."""
-    diverging = [row for row in evidence.rows if row.status == "diverges"]
-    for row in diverging:
-        if _is_right(evidence, row):
-            continue
-        yield _switch(evidence, row) or _undecided(evidence, row, len(diverging))
-        return
+def first(evidence: Evidence) -> Row | None:
+    """The first value that diverges, but for those where replay shows that both runs are right."""
+    diverging = (row for row in evidence.rows if row.status == "diverges")
+    return next((row for row in diverging if not _is_right(row)), None)
 
 
-def _is_right(evidence: Evidence, row: Row) -> bool:
+def finding(evidence: Evidence, row: Row) -> Verdict:
+    """What can be said of the first value that diverges."""
+    count = sum(one.status == "diverges" for one in evidence.rows)
+    return _switch(evidence, row) or _undecided(evidence, row, count)
+
+
+def _is_right(row: Row) -> bool:
     """Whether both runs' operators replay as right: then it is badly conditioned."""
     both = row.reference, row.candidate
     return all(one is not None and one.verdict == "right" for one in both)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from accel.numerics.comparing import program_findings, replay_findings, value_findings
-from accel.numerics.comparing.comparison import Verdict
+from accel.numerics.comparing.comparison import Row, Verdict
 from accel.numerics.comparing.evidence import Evidence
 from accel.numerics.comparing.precondition_findings import of_preconditions
 
@@ -22,15 +22,28 @@ def findings(evidence: Evidence) -> list[Verdict]:
 
 
 def _wrong(evidence: Evidence) -> Iterator[Verdict]:
-    yield from of_preconditions(evidence)
-    yield from program_findings.of_arguments(evidence)
-    yield from evidence.collectives
-    faults = list(replay_findings.of_faults(evidence))
-    yield from faults
-    structure = list(program_findings.of_operators(evidence))
-    yield from structure
-    if not faults and not structure:
-        yield from value_findings.of_values(evidence)
+    found = [
+        *of_preconditions(evidence),
+        *program_findings.of_arguments(evidence),
+        *evidence.collectives,
+        *replay_findings.of_faults(evidence),
+    ]
+    yield from found
+    first = value_findings.first(evidence)
+    if first is None or any(_explains(evidence, one, first) for one in found):
+        return
+    structure: list[Verdict] = []
+    if evidence.a.step.operators and evidence.b.step.operators:
+        structure = list(program_findings.of_operators(evidence, first))
+    yield from structure or [value_findings.finding(evidence, first)]
+
+
+def _explains(evidence: Evidence, found: Verdict, row: Row) -> bool:
+    """Whether a finding comes before a row, so that the row follows from it."""
+    if found.operator is None:
+        return True
+    orders = [one.order for one in evidence.rows if one.key == found.operator]
+    return found.run == "candidate" or not orders or min(orders) <= row.order
 
 
 def agreement(evidence: Evidence) -> Verdict:
@@ -46,11 +59,25 @@ def agreement(evidence: Evidence) -> Verdict:
     if unknown == len(rows):
         return Verdict("cannot decide", "no value that both runs have has a sketch")
     equal = sum(row.status == "equal" for row in rows)
-    matched = not evidence.unmatched("reference") and not evidence.unmatched("candidate")
-    if equal == len(rows) - unknown and matched:
-        left_out = f"; {unknown} have no sketch" if unknown else ""
-        return Verdict("same", f"all {equal} values are equal as far as sketches tell{left_out}")
+    if equal == len(rows) - unknown:
+        return _same(evidence, equal, unknown)
     return _rounding(evidence, equal)
+
+
+def _same(evidence: Evidence, equal: int, unknown: int) -> Verdict:
+    facts = []
+    if unknown:
+        facts.append(
+            f"{unknown} more have no sketch, or nobody knows which part of a whole it is of"
+        )
+    unmatched = [len(evidence.unmatched(run)) for run in ("reference", "candidate")]
+    if any(unmatched):
+        facts.append(
+            f"{unmatched[0]} operators of the reference and {unmatched[1]} of the candidate have "
+            "no counterpart"
+        )
+    sentence = f"all {equal} values that both runs have are equal as far as sketches tell"
+    return Verdict("same", sentence, tuple(facts))
 
 
 def _rounding(evidence: Evidence, equal: int) -> Verdict:

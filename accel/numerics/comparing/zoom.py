@@ -22,18 +22,18 @@ def window(rows: Iterable[Row]) -> tuple[str, ...]:
     """
     found: dict[str, None] = {}
     for row in rows:
-        found.setdefault(_pattern(row))
-        if len(found) == _MOST_PATTERNS:
+        found.update(dict.fromkeys(_patterns(row)))
+        if len(found) >= _MOST_PATTERNS:
             break
     return tuple(found)
 
 
-def _pattern(row: Row) -> str:
+def _patterns(row: Row) -> tuple[str, ...]:
     if row.key is not None:
-        return pattern_of(row.key)
+        return (pattern_of(row.key),)
     if row.phase == "optimizer":
-        return "optimizer:*"
-    return f"{row.module}*" if row.module else f"{row.phase}:*"
+        return ("optimizer:*",)
+    return (row.module, f"{row.module}.*") if row.module else (f"{row.phase}:*",)
 
 
 def pattern_of(key: Key) -> str:

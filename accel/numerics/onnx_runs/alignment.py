@@ -73,4 +73,15 @@ def _outside(program: ExportedProgram, model: ModelProto) -> dict[str, str]:
         **signature.inputs_to_lifted_tensor_constants,
         **{name: name for name in signature.user_inputs if isinstance(name, str)},
     }
-    return {node: name for node, name in own.items() if name in there}
+    # Of a tied parameter the exporter keeps one name.
+    held = {name: _memory(tensor) for name, tensor in program.state_dict.items()}
+    kept = {memory: name for name, memory in held.items() if name in there}
+    found = {}
+    for node, name in own.items():
+        known = name if name in there else kept.get(held[name]) if name in held else None
+        found.update({} if known is None else {node: known})
+    return found
+
+
+def _memory(tensor: torch.Tensor) -> tuple[int, torch.Size, tuple[int, ...], torch.dtype]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype

@@ -42,6 +42,7 @@ from accel.numerics.storage.writer import StepWriter
 from accel_kernels.sketch import sketch
 
 _NOT_COMPUTED = "the exported program does not compute it"
+_UNINITIALISED = "memory that nothing was written to"
 _NOT_WATCHED = "it was not watched, so that ONNX Runtime could fuse across it"
 
 
@@ -171,6 +172,7 @@ class Lines:
         tensor = self._tensors.get(name)
         if tensor is None or not is_watched:
             reason = _NOT_WATCHED if name in self._exported.names else _NOT_COMPUTED
+            reason = reason if is_watched else _UNINITIALISED
             return Value(number, dtype, shape, base=base, skipped=reason)
         if tensor.dtype != fake.dtype or tuple(tensor.shape) != shape:
             found = f"{dtype_name(tensor.dtype)} {list(tensor.shape)}"

@@ -102,11 +102,12 @@ def _disturbed(
     changed = [name for name, tensor in plain.items() if not _same_bits(tensor, values[name])]
     if not changed:
         return []
+    hint = "; watch='modules' lets it fuse more" if watch == "operators" else ""
     return [
         Skipped(
             what=f"the program as ONNX Runtime fuses it at optimization {optimization!r}",
             reason=f"with {watch} watched, {len(changed)} of its {len(plain)} outputs have other "
-            "bits; watch='modules' lets it fuse more",
+            f"bits{hint}",
         )
     ]
 

@@ -1,1 +1,1 @@
-"""The page that shows a comparison."""
+"""The pages that show a comparison and a replay."""

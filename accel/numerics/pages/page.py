@@ -2,105 +2,96 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
-from accel.numerics.entries import Phase
-from accel.numerics.judgement import Judged
-from accel.numerics.presentation import HEADERS, by_share, counts, row
-from accel.report import Markup, html, svg
-from accel_kernels.budgets import Budget, Deviation
+from accel.numerics.comparing.comparison import Comparison
+from accel.numerics.pages import summary, surroundings
+from accel.numerics.pages.arguments import given_of
+from accel.numerics.pages.depth import depth
+from accel.numerics.pages.flagged import flagged
+from accel.numerics.pages.losses import losses
+from accel.numerics.pages.strip import strip
+from accel.numerics.pages.values import modules, values
+from accel.report import Markup, explorer, html
 
-if TYPE_CHECKING:
-    from accel.numerics.comparison import Comparison
+STYLE = """
+main{max-width:1280px}
+h3{font-size:.98rem;margin:18px 0 4px}h4{font-size:.88rem;margin:12px 0 4px}
+.note{color:var(--muted);font-size:.88rem}
+.bars{max-width:560px;margin:12px 0}
+.share{display:flex;height:12px;border-radius:6px;overflow:hidden;background:var(--grid);
+margin:8px 0}
+.share .checked{background:var(--good)}.share .unchecked{background:var(--warn)}
+.share .unneeded{background:var(--line)}
+.headline dl{margin:10px 0 4px}
+"""
 
-_MOST_ROWS, _MOST_POINTS = 2000, 600
 
+def to_html(comparison: Comparison) -> str:
+    """The page: verdict, evidence, errors against depth, every value, and what lies around.
 
-def as_html(comparison: Comparison) -> str:
-    """See `Comparison.to_html`."""
-    body = [
-        html.verdict(comparison.verdict, good=comparison.ok),
-        html.paragraph(f"Tensors: {counts(comparison)}."),
-        *_plot("Forward: error against depth", comparison.entries, "forward"),
-        *_plot("Backward: gradients of the outputs", comparison.entries, "gradient"),
-        *_plot("Gradients of the parameters", comparison.entries, "parameter_gradient"),
-        _environment(comparison),
-        _notes(comparison.notes),
-        _table(comparison.entries),
+    It loads nothing: style, script and data are inside. Text from the recordings is escaped. What
+    operators were given is read from the recordings; where they are no longer there a note says so.
+
+    Args:
+        comparison: What `compare` found.
+
+    Returns:
+        The HTML document.
+    """
+    given, missing = given_of(comparison)
+    comparison = replace(comparison, notes=(*comparison.notes, *missing))
+    sections = [
+        *summary.zoom(comparison),
+        *flagged(comparison, given),
+        depth(comparison),
+        strip(comparison),
+        losses(comparison),
+        values(comparison, given),
+        *modules(comparison),
+        *summary.other_findings(comparison),
+        surroundings.environment(comparison),
+        surroundings.coverage(comparison),
+        *surroundings.ranks(comparison),
+        *surroundings.steps(comparison),
+        *surroundings.notes(comparison),
     ]
-    subtitle = f"reference {comparison.reference}, candidate {comparison.candidate}"
-    return html.page("Comparison of two recordings", body, subtitle=subtitle)
+    top = [summary.headline(comparison), summary.figures(comparison)]
+    return assembled("Comparison of two recordings", _subtitle(comparison), top, sections)
 
 
-def _plot(heading: str, entries: Sequence[Judged], phase: Phase) -> list[Markup]:
-    plotted = [one for one in entries if one.measured.key.phase == phase]
-    shown, every = _thinned([one for one in plotted if one.measured.error_candidate is not None])
-    if not shown:
-        return []
-    notes = [f"path {one.measured.key.path}, {one.status}" for one in shown]
-    series = [
-        svg.Series(
-            "reference against its float64",
-            [_rms(one.measured.error_reference) for one in shown],
-            notes=notes,
-        ),
-        svg.Series(
-            "candidate against its float64",
-            [_rms(one.measured.error_candidate) for one in shown],
-            notes=notes,
-        ),
-        svg.Series("allowed", [_rms(one.allowed) for one in shown], "steps"),
-    ]
-    mark = next((i for i, one in enumerate(shown) if one.status == "out"), None)
-    plot = svg.error_plot(
-        series,
-        x_labels=[_label(one) for one in shown],
-        x_title="execution order" + (f"; the worst of every {every}" if every > 1 else ""),
-        y_title="relative rms error",
-        mark=mark,
-        mark_label="first out of budget",
+def assembled(title: str, subtitle: str, top: Sequence[Markup], sections: Sequence[Markup]) -> str:
+    """A whole page: links to the sections, what stands at the top, the sections.
+
+    Args:
+        title: The page's.
+        subtitle: What it is about.
+        top: The verdict and figures.
+        sections: Each made by `html.section` with an anchor.
+    """
+    return html.page(
+        title,
+        [html.contents(headings(sections)), *top, *sections],
+        subtitle=subtitle,
+        style=explorer.STYLE + STYLE,
+        script=explorer.SCRIPT,
     )
-    return [html.section(heading, plot)]
 
 
-def _rms(errors: Deviation | Budget | None) -> float | None:
-    return None if errors is None else errors.rms
-
-
-def _thinned(entries: Sequence[Judged]) -> tuple[list[Judged], int]:
-    """At most so many that points can be told apart: of each run of neighbours the worst."""
-    every = -(-len(entries) // _MOST_POINTS) or 1
-    runs = (entries[i : i + every] for i in range(0, len(entries), every))
-    return [by_share(tuple(run))[0] for run in runs], every
-
-
-def _label(one: Judged) -> str:
-    key = one.measured.key
-    path = f".{key.path}" if key.phase == "parameter_gradient" else ""
-    call = f" #{key.call}" if key.call else ""
-    return f"{key.module or '(the model)'}{path}{call}"
-
-
-def _environment(comparison: Comparison) -> Markup:
-    if not comparison.environment:
-        return html.section("Environment", "No difference in versions, chip, switches or seed.")
-    rows = [(name, str(a), str(b)) for name, (a, b) in comparison.environment.items()]
-    table = html.table(("differs", "reference", "candidate"), rows)
-    return html.section("Environment", table)
-
-
-def _notes(notes: Sequence[str]) -> Markup:
-    return html.section("Notes", *notes) if notes else Markup("")
-
-
-def _table(entries: tuple[Judged, ...]) -> Markup:
-    shown = by_share(entries)[:_MOST_ROWS]
-    rows = [(*row(one), one.reason) for one in shown]
-    table = html.table(
-        (*HEADERS, "reason"), rows, sortable=True, bad=lambda cells: cells[0] == "out"
+def _subtitle(comparison: Comparison) -> str:
+    left, right = comparison.levels
+    return (
+        f"reference {comparison.reference} ({left}), candidate {comparison.candidate} ({right}), "
+        f"step {comparison.step}"
     )
-    said = "Errors are relative rms against float64. A click on a heading sorts."
-    if len(shown) < len(entries):
-        said += f" The {len(shown)} tensors nearest to their budgets, of {len(entries)}."
-    return html.section("Every tensor", said, table)
+
+
+_HEADED = re.compile(r'<section id="([a-z]+)"><h2>([^<]*)</h2>')
+
+
+def headings(sections: Sequence[Markup]) -> dict[str, Markup]:
+    """The headings of sections by their anchors."""
+    found = (_HEADED.match(section) for section in sections)
+    return {one[1]: Markup(one[2]) for one in found if one is not None}

@@ -88,7 +88,8 @@ def _gradients(given: Mapping[str, Given]) -> dict[str, Tensor]:
 
 def _per_group(gradient: Tensor, heads: int) -> Tensor:
     """Sum over the query heads that share a key head."""
-    return gradient.unflatten(1, (heads, -1)).sum(2)
+    summed: Tensor = gradient.unflatten(1, (heads, -1)).sum(2)
+    return summed
 
 
 def _backward(given: Mapping[str, Given], recorded: Results) -> list[Tensor | None]:
@@ -104,9 +105,15 @@ def _backward(given: Mapping[str, Given], recorded: Results) -> list[Tensor | No
 
 
 def _of_bias(gradient: Tensor, recorded: Tensor | None) -> Tensor | None:
-    if recorded is None or recorded.dim() != gradient.dim():
+    if recorded is None or not _expands(tuple(recorded.shape), tuple(gradient.shape)):
         return None
     return gradient.sum_to_size(recorded.shape)
+
+
+def _expands(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    """Whether a tensor of `shape` expands to `whole`."""
+    ends = zip(reversed(shape), reversed(whole), strict=False)
+    return len(shape) <= len(whole) and all(size in (1, there) for size, there in ends)
 
 
 FORMULAS: Mapping[str, Formula] = {

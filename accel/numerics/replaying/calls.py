@@ -19,6 +19,7 @@ Function = Callable[..., Any]
 
 # Arguments that say where and how memory lies, which the CPU decides for itself.
 _DROPPED = frozenset({"layout", "pin_memory", "generator", "non_blocking"})
+_NARROWS = "half_to_float"  # a softmax of float16 that returns float32: nothing in float64
 # They update these arguments without saying so in their schemas.
 _SILENT = ("running_mean", "running_var")
 
@@ -79,7 +80,7 @@ def tensors_in(value: Given) -> Iterator[Tensor]:
 
 def mapped(value: Given, change: Callable[[Given], Given]) -> Given:
     """One argument with `change` applied to everything in it that is no list."""
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple)) and not isinstance(value, Special):
         return [mapped(item, change) for item in value]
     return change(value)
 
@@ -109,26 +110,39 @@ def call_of(
         name: `aten::addmm`.
         overload: `default`, `Tensor`, …
         arguments: By the schema's names; `Special`s are turned into what they name.
-        written: The arguments that it wrote to, for operators that this torch does not know.
+        written: The arguments that it wrote to, beside those of its schema.
 
     Raises:
-        CannotReplayError: An argument is opaque or means nothing to this torch.
+        CannotReplayError: An argument is opaque, means nothing to this torch or is unknown to its
+            schema.
     """
     given = {key: mapped(value, _special) for key, value in arguments.items()}
     try:
         schema = overload_of(name, overload)._schema
     except CannotReplayError:  # its reference may be here nevertheless
         return Call(name, overload, given, tuple(written))
-    writes = [a.name for a in schema.arguments if a.alias_info and a.alias_info.is_write]
+    unknown = given.keys() - {a.name for a in schema.arguments}
+    if unknown:
+        raise CannotReplayError(
+            f"{name}.{overload} of torch {torch.__version__} has no argument {min(unknown)!r:.40}"
+        )
+    declared = [a.name for a in schema.arguments if a.alias_info and a.alias_info.is_write]
+    # Some update statistics without declaring it; the recorder knows them.
+    writes = dict.fromkeys([*declared, *written])
     return Call(name, overload, given, tuple(name for name in writes if name in given))
 
 
-def bound(op: torch._ops.OpOverload, args: Sequence[Given], kwargs: Mapping[str, Given]) -> Call:
-    """The call that a dispatch mode sees."""
+def bound(
+    op: torch._ops.OpOverload,
+    args: Sequence[Given],
+    kwargs: Mapping[str, Given],
+    written: Sequence[str] = (),
+) -> Call:
+    """The call that a dispatch mode sees; `written` as in `call_of`."""
     schema = op._schema
     given = {a.name: value for a, value in zip(schema.arguments, args, strict=False)}
     given.update(kwargs)
-    return call_of(str(schema.name), schema.overload_name or "default", given)
+    return call_of(str(schema.name), schema.overload_name or "default", given, written)
 
 
 def _special(value: Given) -> Given:
@@ -182,7 +196,7 @@ def widened(call: Call) -> dict[str, Given]:
         return change
 
     return {
-        name: mapped(value, widen(name))
+        name: False if name == _NARROWS else mapped(value, widen(name))
         for name, value in call.arguments.items()
         if name not in _DROPPED
     }

@@ -53,6 +53,7 @@ class _Chain:
     def __init__(self, step: RecordedStep) -> None:
         self._tensors = Tensors(step)
         self._truths: dict[int, Tensor] = {}
+        self._seen: set[int] = set()
         self.errors: dict[int, float] = {}
         last: dict[int, int] = {}
         for position, operator in enumerate(step.operators):
@@ -65,11 +66,12 @@ class _Chain:
     def run(self, operator: Operator) -> None:
         """Compute an operator's results, and their errors."""
         truths = dict(self._results(operator).named())
+        self._seen.update(inputs_of(operator))
         for name, value in produced_names(operator):
             truth = truths.get(name)
-            if value in self._truths:  # a view that is its argument
-                continue
-            if truth is None or not is_inexact(truth):
+            is_new = value not in self._seen  # a view of a view may be the first again
+            self._seen.add(value)
+            if not is_new or truth is None or not is_inexact(truth):
                 continue
             self._truths[value] = truth
             if self._tensors.has(value):

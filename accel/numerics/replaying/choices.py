@@ -31,7 +31,9 @@ def same_choice(call: Call, actual: Tensor, truth: Tensor) -> bool:
     name, source = short_name(call.name), source.detach().cpu()
     if name in _POOLS:
         spatial = 2 if "2d" in name else 3
-        return _equal(source.flatten(-spatial), -1, actual.flatten(-spatial), truth.flatten(-spatial))
+        return _equal(
+            source.flatten(-spatial), -1, actual.flatten(-spatial), truth.flatten(-spatial)
+        )
     if name not in _ALONG_A_DIM:
         return False
     dim: Given = call.arguments.get("dim", -1 if name in ("sort", "argsort", "topk") else None)

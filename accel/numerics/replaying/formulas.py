@@ -34,7 +34,7 @@ def _dropout(given: Mapping[str, Given], recorded: Results) -> list[Tensor | Non
 
 
 def _native_batch_norm(given: Mapping[str, Given], recorded: Results) -> list[Tensor | None]:
-    """cuDNN's and MIOpen's batch norm: torch's own with other names, and a buffer of theirs."""
+    """CuDNN's and MIOpen's batch norm: torch's own with other names, and a buffer of theirs."""
     momentum, eps = given["exponential_average_factor"], given["epsilon"]
     names = ("input", "weight", "bias", "running_mean", "running_var", "training")
     out, mean, inverse = torch.ops.aten.native_batch_norm.default(

@@ -28,6 +28,7 @@ class Judged:
         excess: Largest error that rounding to a 16-bit output cannot explain, in noise of the
             compute precision; 0 for wider outputs.
         misrounding: Share of elements that are not the truth rounded; 0 for wider outputs.
+        expected: The share that noise of the compute precision explains.
         nonfinite: Elements that are NaN or infinite on one side only.
         reason: Why it is out, known or unchecked; None otherwise.
         output: The worst result: `0` for the first output, or the name of an argument it wrote to.
@@ -44,6 +45,7 @@ class Judged:
     M: float = 0.0
     excess: float = 0.0
     misrounding: float = 0.0
+    expected: float = 0.0
     nonfinite: int = 0
     reason: str | None = None
     output: str | None = None

@@ -13,7 +13,12 @@ from accel.numerics.replaying import references
 from accel.numerics.replaying.calls import Call, Given, Results, bound, widened
 from accel.numerics.replaying.choices import same_choice
 from accel.numerics.replaying.judged import Judged, Verdict
-from accel.numerics.replaying.known import ROUNDED_SCALARS, keeps_16_bits, known_inaccuracy
+from accel.numerics.replaying.known import (
+    ROUNDED_SCALARS,
+    is_wide_result,
+    keeps_16_bits,
+    known_inaccuracy,
+)
 from accel.numerics.replaying.limits import badness, why_out
 from accel.numerics.replaying.operators import (
     is_exact,
@@ -50,7 +55,7 @@ def judge_call(
         written: The arguments that it wrote to, with the values afterwards.
     """
     try:
-        call = bound(op, args, kwargs)
+        call = bound(op, args, kwargs, tuple(written or ()))
     except CannotReplayError as error:
         name = str(op._schema.name)
         return Judged(name, name, "other", "unchecked", reason=str(error))
@@ -91,7 +96,9 @@ def _found(call: Call, recorded: Results, empty: Judged) -> Judged:
         return _exactly(empty, recorded, truth)
     squares = mean_squares(call, replay, truth, unit)
     found = _worst(empty, _measured(recorded, truth, squares, unit))
-    return _excused(call, recorded, truth, squares, unit, found) if found.verdict == "out" else found
+    return (
+        _excused(call, recorded, truth, squares, unit, found) if found.verdict == "out" else found
+    )
 
 
 _DOUBLE = 2.0**-53
@@ -119,7 +126,7 @@ def _exactly(empty: Judged, recorded: Results, truth: Results) -> Judged:
     expected = dict(truth.named())
     for name, actual in recorded.named():
         right = expected.get(name)
-        if right is None:
+        if right is None or not is_inexact(actual):  # integers have been compared
             continue
         there = actual.detach().cpu()
         rounded = right.to(there.dtype)
@@ -155,6 +162,7 @@ def _worst(empty: Judged, found: Mapping[str, Measured], strict: bool = True) ->
         M=worst.worst,
         excess=worst.excess,
         misrounding=worst.misrounding,
+        expected=worst.expected,
         nonfinite=worst.nonfinite,
         reason=reason,
         output=name,
@@ -183,13 +191,15 @@ def _excused(
             return again
     wide = (torch.finfo(coarse).eps / 2 / unit) ** 2
     wider = {name: value * wide for name, value in squares.items()}
-    measures = _measured(recorded, truth, wider, unit)
     strictly = _measured(recorded, truth, squares, unit)
+    coarsely = _measured(recorded, truth, wider, unit)
     if keeps_16_bits(call, found.kind, strictly.values(), unit):
-        again = _worst(found, measures, strict=False)
-        if again.verdict == "within":
+        again = _worst(found, coarsely, strict=False)
+        wrong = [n for n, m in strictly.items() if is_wide_result(call, n) and why_out(m)]
+        if again.verdict == "within" and not wrong:
             return again
-    return _known(call, found, strictly, measures)
+    by_dtype = {n: m if m.dtype in SIXTEEN_BIT else strictly[n] for n, m in coarsely.items()}
+    return _known(call, found, strictly, by_dtype)
 
 
 def _nearer(call: Call, recorded: Results, truth: Results, dtype: torch.dtype) -> Results:

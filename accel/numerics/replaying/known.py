@@ -28,14 +28,18 @@ KEEPS_16_BITS = {
     "attention": "weights are rounded to 16 bits before they multiply the values",
     "native_batch_norm": "scale and shift of each channel are rounded to the input's dtype",
     "_native_batch_norm_legit": "as native_batch_norm",
+    "recurrent": "states are kept in 16 bits from step to step",
     "_log_softmax": "the log of the sum is rounded before it is subtracted, on the CPU",
     "logsumexp": "several kernels, one after the other",
     "nll_loss_forward": "the sum is rounded before it is divided",
     "mse_loss_backward": "difference and factor are rounded before they are multiplied",
+    "native_dropout": "the mask is scaled in the input's dtype, on the CPU",
     "sigmoid_backward": "each step is rounded to float16 on the CPU",
 }
 """By operator or kind."""
 
+_WIDE_IF_MIXED = frozenset({"native_batch_norm", "_native_batch_norm_legit"})
+_WIDE_RESULTS = {"native_batch_norm": "1", "_native_batch_norm_legit": "1"}  # the means
 PARTIAL_SUMS = frozenset({"matmul", "convolution"})
 """Kinds whose kernels may keep partial sums in 16 bits (split-K; a switch on CUDA)."""
 
@@ -44,7 +48,7 @@ ROUNDED_SCALARS = frozenset({"add", "add_", "sub", "sub_", "rsub"})
 in the scalar code for the last few elements; CUDA never does."""
 
 _LEAST_PARTIAL = 0.05  # share of misrounded elements; other kernels have far fewer
-Addends = Literal["elements", "rows", "places"]
+Addends = Literal["elements", "rows", "places", "none"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Inaccurate:
         dtypes: Of the results concerned.
         results: Names of the results concerned; all if empty.
         addends: What is added: elements, rows (all dimensions but the last) or places (all but the
-            second).
+            second); `none` if it is no matter of how many.
         factor: The largest R and a sixth of the largest M that are known, over the root of the
             number of addends.
         why: What the kernel does, and the largest error that was measured.
@@ -68,24 +72,34 @@ class Inaccurate:
     why: str
 
 
-_SEQUENTIAL = "torch's CPU kernel adds one after the other"
+_SEQUENTIAL = "torch's CPU kernel adds in sequence"
 _NORM = Inaccurate(_WIDE, (), "elements", 1.7, f"{_SEQUENTIAL}: R 651 at 600,000 elements")
 _IN_16_BITS = Inaccurate(
     SIXTEEN_BIT, (), "rows", 0.5, "torch's CPU kernel adds in 16 bits: 9 units at 2,048 rows"
 )
+_STATISTICS = ("1", "2", "running_mean", "running_var")
+_BATCH_NORM = Inaccurate(
+    _WIDE, _STATISTICS, "places", 3.0, f"{_SEQUENTIAL}: R 60 at 1,024 places, channels last"
+)
+_WINOGRAD = "Winograd's transforms lose digits: R 20, M 229 (NNPACK)"
 INACCURATE: dict[str, tuple[Inaccurate, ...]] = {
     "aten::_foreach_norm": (_NORM,),
     "aten::linalg_vector_norm": (_NORM,),
+    "aten::convolution": (Inaccurate(_WIDE, ("0",), "none", 80.0, _WINOGRAD),),
     "aten::convolution_backward": (
+        Inaccurate(_WIDE, ("0",), "none", 80.0, _WINOGRAD),
         Inaccurate(
-            _WIDE, ("1", "2"), "places", 1.6, "oneDNN adds one after the other: R 78 at 9,801 places"
+            _WIDE, ("1", "2"), "places", 1.6, "oneDNN adds in sequence: R 78 at 9,801 places"
         ),
         Inaccurate(SIXTEEN_BIT, (), "places", 0.4, "it adds in 16 bits: R 4.5 at 441 places"),
     ),
-    "aten::native_batch_norm": (
-        Inaccurate(_WIDE, ("1", "2"), "places", 0.3, f"{_SEQUENTIAL}: R 14 at 9,801 places"),
+    "aten::native_batch_norm": (_BATCH_NORM,),
+    "aten::native_batch_norm_backward": (
+        _BATCH_NORM,
+        Inaccurate(_WIDE, ("0",), "places", 0.5, "it uses these sums: R 8, M 44 at 1,024 places"),
     ),
     "aten::native_layer_norm_backward": (
+        Inaccurate(_WIDE, ("1", "2"), "rows", 0.6, f"{_SEQUENTIAL}: R 26 at 8,192 rows"),
         Inaccurate(
             SIXTEEN_BIT, ("1", "2"), "rows", 0.8,
             "torch's CPU kernel adds the weight's gradient in 16 bits: R 13 at 2,048 rows",
@@ -115,7 +129,7 @@ def known_inaccuracy(call: Call, result: str, found: Measured) -> str | None:
         found: Of that result, by the noise of its inputs' dtype if that is 16 bits wide.
     """
     for entry in INACCURATE.get(call.name, ()):
-        if entry.results and result not in entry.results or found.dtype not in entry.dtypes:
+        if (entry.results and result not in entry.results) or found.dtype not in entry.dtypes:
             continue
         most = max(_LEAST_KNOWN, entry.factor * math.sqrt(_addends(call, entry.addends)))
         if not found.nonfinite and found.rms <= most and found.worst <= 6 * most:
@@ -128,6 +142,8 @@ _LEAST_KNOWN = 4.0
 
 def _addends(call: Call, kind: Addends) -> int:
     """How many addends the largest argument has, at most."""
+    if kind == "none":
+        return 1
     largest = max(call.tensors, key=Tensor.numel)
     if kind == "elements" or largest.dim() < 2:
         return largest.numel()
@@ -143,11 +159,17 @@ def keeps_16_bits(call: Call, kind: str, found: Iterable[Measured], unit: float)
         found: Its results, measured by noise of the compute precision.
         unit: Unit roundoff of that.
     """
-    if call.name.partition("::")[2] in KEEPS_16_BITS or kind in KEEPS_16_BITS:
-        return True
+    short = call.name.partition("::")[2]
+    if short in KEEPS_16_BITS or kind in KEEPS_16_BITS:
+        return not (short in _WIDE_IF_MIXED and any(t.dtype == torch.float32 for t in call.tensors))
     if kind not in PARTIAL_SUMS:
         return False
     rounded = [one for one in found if one.dtype in SIXTEEN_BIT]
     return any(one.misrounding > _LEAST_PARTIAL for one in rounded) and not any(
         drifts(one, unit) for one in rounded
     )
+
+
+def is_wide_result(call: Call, result: str) -> bool:
+    """Whether a result of such an operator is computed wide nevertheless."""
+    return _WIDE_RESULTS.get(call.name.partition("::")[2]) == result

@@ -1,20 +1,24 @@
-"""The few limits that separate a right kernel from a wrong one, and the kernels known to be coarse.
+"""The few limits that separate a right kernel from a wrong one; none is chosen per operator.
 
-No limit is chosen per operator.
+They come from a population of right kernels (`benchmarks/replay_population.py`, its results in
+`benchmarks/results/replay_population.json`): operators of seven models and single calls, forward,
+backward and optimizer, in float32, bfloat16 autocast, bfloat16 and float16, with one and two
+threads, with and without oneDNN, sums of up to 8,192 products. In it R stayed below 12 and M below
+27 in float32; of 16-bit outputs an error that rounding cannot explain stayed below 46 units of
+float32 noise, and fewer elements were misrounded than 3.6 times what that noise explains, or 10.
+Kernels that were further off are listed by name in `known`.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-
-import torch
 
 from accel.numerics.replaying.yardstick import SIXTEEN_BIT, Measured
 
 MOST_R, MOST_M = 15.0, 30.0  # of computing in float32 (or float64)
-MOST_R_16, MOST_M_16 = 1.6, 2.5  # of rounding to 16 bits, or of computing in 16 bits
-_MISROUNDED = 5e-4
+MOST_R_16, MOST_M_16 = 1.6, 4.0  # of rounding to 16 bits, or of computing in 16 bits
+MOST_EXCESS = 60.0  # M of a 16-bit output before it was rounded
+_MISROUNDED = 2e-4
 _TIMES_EXPECTED = 3.0
 _FEW_MISROUNDED = 10  # elements, which no share can be made of
 _MOST_DRIFT = 8.0  # standard deviations
@@ -54,7 +58,7 @@ def _rules(found: Measured, strict: bool) -> list[tuple[str, float, float]]:
     few = _FEW_MISROUNDED / max(1, found.count)
     return [
         ("R", found.rms, most),
-        ("M before rounding", found.excess, MOST_M),
+        ("M before rounding", found.excess, MOST_EXCESS),
         ("the share of misrounded elements", found.misrounding,
          _MISROUNDED + _TIMES_EXPECTED * found.expected + few),
     ]  # fmt: skip

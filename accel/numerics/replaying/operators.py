@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from accel.numerics.replaying.calls import overload_of
+from accel.numerics.replaying.exactness import EXACT
 from accel.numerics.replaying.refusals import CannotReplayError
 
 Kind = Literal[
@@ -15,34 +16,6 @@ Kind = Literal[
     "elementwise", "movement", "indexing", "optimizer", "recurrent", "random", "collective",
     "view", "other",
 ]  # fmt: skip
-
-# Their results are elements of their inputs, or signs, orders and comparisons of them: any
-# difference from the float64 replay, rounded to the output's dtype, is an error.
-EXACT = frozenset(
-    """
-    clone _to_copy copy copy_ to detach_copy lift_fresh_copy contiguous cat concat stack hstack
-    vstack split_with_sizes_copy unsafe_split unsafe_split_with_sizes unsafe_chunk _unsafe_view
-    view_copy expand_copy permute_copy transpose_copy slice_copy select_copy squeeze_copy
-    unsqueeze_copy as_strided_scatter slice_scatter select_scatter diagonal_scatter slice_backward
-    select_backward diagonal_backward repeat tile flip roll rot90 tril triu tril_ triu_ diag_embed
-    constant_pad_nd pad reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d
-    pixel_shuffle pixel_unshuffle channel_shuffle im2col unfold_copy index index_select gather
-    embedding take take_along_dim masked_select masked_fill masked_fill_ masked_scatter where
-    index_copy index_copy_ index_fill index_fill_ scatter scatter_ zeros zeros_like new_zeros ones
-    ones_like new_ones full full_like new_full fill fill_ zero zero_ scalar_tensor eye neg neg_
-    abs abs_ sign sgn signbit relu relu_ threshold threshold_ threshold_backward hardtanh hardtanh_
-    hardtanh_backward clamp clamp_ clamp_min clamp_min_ clamp_max clamp_max_ minimum maximum fmin
-    fmax amax amin max min aminmax sort topk msort cummax cummin argmax argmin argsort
-    max_pool2d_with_indices max_pool3d_with_indices max_pool1d adaptive_max_pool2d floor floor_ ceil
-    ceil_ trunc trunc_ isnan isinf isfinite eq ne lt le gt ge eq_ ne_ lt_ le_ gt_ ge_ logical_and
-    logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor nonzero
-    nan_to_num nan_to_num_ real imag conj_physical view_as_real_copy view_as_complex_copy
-    _foreach_copy _foreach_copy_ _foreach_zero_ _foreach_neg _foreach_neg_ _foreach_abs
-    _foreach_maximum _foreach_maximum_ _foreach_minimum _foreach_minimum_ _foreach_clamp_min_
-    _foreach_clamp_max_ _amp_update_scale_ one_hot upsample_nearest1d upsample_nearest2d
-    upsample_nearest3d
-    """.split()
-)
 
 # Elementwise arithmetic whose Python scalars take part as operands, by the names of the arguments.
 SCALAR_OPERANDS = frozenset({"other", "value", "alpha", "scalar", "scalars", "weight", "exponent"})
@@ -64,7 +37,9 @@ _RANDOM = re.compile(
 # The first pattern that fits the name without its namespace decides.
 _KINDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     ("attention", re.compile(r".*(attention|attn).*")),
-    ("optimizer", re.compile(r"_fused_(adam|adamw|sgd|adagrad)_?|_foreach_.*|npu_apply_.*|_amp_.*")),
+    ("optimizer", re.compile(
+        r"_fused_(adam|adamw|sgd|adagrad)_?|_foreach_.*|npu_apply_.*|_amp_.*"
+    )),
     ("normalization", re.compile(r".*(layer_norm|batch_norm|group_norm|rms_norm|deep_norm).*")),
     ("softmax", re.compile(r".*(softmax|logsumexp).*")),
     ("loss", re.compile(r".*(_loss|cross_entropy).*")),

@@ -70,7 +70,7 @@ def refs_in(value: Argument) -> Iterator[int]:
     """The values that one recorded argument names."""
     if isinstance(value, Ref):
         yield value.value
-    elif isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+    elif isinstance(value, list):
         for item in value:
             yield from refs_in(item)
 

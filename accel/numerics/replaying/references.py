@@ -90,9 +90,9 @@ def _by_formula(
 
 @functools.cache
 def _formulas() -> Mapping[str, Formula]:
-    from accel.numerics.replaying import attentions, formulas
+    from accel.numerics.replaying import attentions, formulas, recurrent
 
-    return {**formulas.FORMULAS, **attentions.FORMULAS}
+    return {**formulas.FORMULAS, **attentions.FORMULAS, **recurrent.FORMULAS}
 
 
 def _vendor(full: str) -> Function | None:

@@ -96,16 +96,20 @@ def _joint_draws(call: Call) -> list[frozenset[str]]:
     return [frozenset(call.arguments)] * count
 
 
+def with_noise(value: Tensor, unit: float, generator: torch.Generator) -> Tensor:
+    """A float64 (or complex128) tensor with each element wrong by `unit`, up or down."""
+    parts = real(value)
+    signs = torch.empty(parts.shape, dtype=torch.float64)
+    noisy = parts * signs.bernoulli_(0.5, generator=generator).mul_(2 * unit).add_(1 - unit)
+    return torch.view_as_complex(noisy) if value.is_complex() else noisy
+
+
 def _perturbed(
     call: Call, unit: float, generator: torch.Generator, names: frozenset[str]
 ) -> dict[str, Given]:
     def perturb(value: Given) -> Given:
-        if not isinstance(value, Tensor) or not is_inexact(value):
-            return value
-        parts = real(value)
-        signs = torch.empty(parts.shape, dtype=torch.float64)
-        noisy = parts * signs.bernoulli_(0.5, generator=generator).mul_(2 * unit).add_(1 - unit)
-        return torch.view_as_complex(noisy) if value.is_complex() else noisy
+        is_noisy = isinstance(value, Tensor) and is_inexact(value)
+        return with_noise(value, unit, generator) if is_noisy else value
 
     return {
         name: mapped(value, perturb) if name in names else value

@@ -1,4 +1,4 @@
-"""`replay`: every recorded operator judged by its float64 replay, from one recording, on any CPU."""
+"""`replay`: every operator of one recording judged by its float64 replay, on any CPU."""
 
 from __future__ import annotations
 
@@ -72,14 +72,16 @@ class Replay:
 
     @cached_property
     def counts(self) -> Counter[Verdict]:
-        """How many operators got each verdict."""
-        return Counter(operator.judged.verdict for operator in self.operators)
+        """How many operators got each verdict; views compute nothing and are not counted."""
+        return sum(self.counts_by_kind.values(), Counter[Verdict]())
 
     @cached_property
     def counts_by_kind(self) -> dict[str, Counter[Verdict]]:
         """The same for each family of operators."""
         found: dict[str, Counter[Verdict]] = {}
         for operator in self.operators:
+            if operator.judged.kind == "view":
+                continue
             found.setdefault(operator.judged.kind, Counter())[operator.judged.verdict] += 1
         return found
 

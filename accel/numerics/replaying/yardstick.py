@@ -22,7 +22,7 @@ from torch import Tensor
 
 # Shares of the rms response of an element's row and of the whole tensor that count for it.
 _OF_ROW = 1.0
-_OF_ALL = 0.1
+OF_ALL = 0.1
 _SHORTEST_ROW = 8
 # Below the smallest normal number many chips flush to zero; float16 gradients live there, so its
 # subnormal numbers count.
@@ -74,7 +74,9 @@ def half_ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
     return power.mul_(limits.eps / 2).clamp_(min=least)
 
 
-def measured(actual: Tensor, truth: Tensor, squares: Tensor, unit: float) -> Measured:
+def measured(
+    actual: Tensor, truth: Tensor, squares: Tensor, unit: float, *, of_all: float = OF_ALL
+) -> Measured:
     """Measure one result.
 
     Args:
@@ -82,6 +84,7 @@ def measured(actual: Tensor, truth: Tensor, squares: Tensor, unit: float) -> Mea
         truth: The same shape, float64.
         squares: The mean square of the response to noise of `unit`, the same shape, float64.
         unit: Unit roundoff of the precision that it is computed in.
+        of_all: Which share of the whole tensor's rms response counts for every element.
     """
     dtype = actual.dtype
     out, truth = actual.detach().double(), truth.detach()
@@ -94,7 +97,7 @@ def measured(actual: Tensor, truth: Tensor, squares: Tensor, unit: float) -> Mea
         return Measured(dtype, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, nonfinite, 0)
     error = out - truth
     half = half_ulp(truth, dtype)
-    noise = (squares + _floor(squares)).sqrt_()
+    noise = (squares + _floor(squares, of_all)).sqrt_()
     ratio = error.abs() / (half + noise)
     at = int(ratio.argmax())
     rounding, total = float(half.square().mean()), float(squares.mean())
@@ -110,7 +113,7 @@ def measured(actual: Tensor, truth: Tensor, squares: Tensor, unit: float) -> Mea
         expected=expected,
         drift=drift,
         drift_spread=spread,
-        rounding=rounding / (rounding + total),
+        rounding=_ratio(rounding, rounding + total) if total else 1.0,
         nonfinite=nonfinite,
         at=at,
     )
@@ -124,9 +127,9 @@ def _drift(error: Tensor, truth: Tensor, unit: float) -> tuple[float, float]:
     return float(products.sum()) / size, math.sqrt(float(products.square().sum())) / size
 
 
-def _floor(squares: Tensor) -> Tensor:
+def _floor(squares: Tensor, of_all: float) -> Tensor:
     """The part of the mean square response that counts for every element, by row and overall."""
-    overall = squares.mean() * _OF_ALL**2
+    overall = squares.mean() * of_all**2
     if squares.dim() < 2 or squares.shape[-1] < _SHORTEST_ROW:
         return squares.mean().expand_as(squares)
     return squares.mean(-1, keepdim=True) * _OF_ROW**2 + overall

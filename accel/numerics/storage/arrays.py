@@ -12,9 +12,12 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from accel.numerics.capture.selection import Selection
+from accel.numerics.overrides import Level, overridden, steps_text
 from accel.numerics.storage.entries import (
     Adjoint,
     End,
+    Key,
     ModuleCall,
     RootCall,
     Source,
@@ -57,11 +60,16 @@ class ArrayRecorder:
     into numbers without copying their meaning: an array of NumPy, JAX, or ml_dtypes (bfloat16,
     float8), a tensor of PaddlePaddle on the CPU, `tensor.asnumpy()` of MindSpore.
 
+    The environment variable `ACCEL_RECORD`, which `accel record` sets, overrides `path`, `level`
+    and `only`, and no other steps than it names are recorded.
+
     Args:
         path: The recording's directory; it must not exist, be empty, or hold other ranks.
         framework: Who computes, in a word: `mindspore`.
         versions: Of the framework and what it computes with, by name.
         level: `sketch`, or `full` to keep the elements too.
+        only: At `full`, patterns of the modules whose elements are kept, as `record` has them; all
+            of them if None.
         seed: Of the framework's generator, where there is one.
         device: `chip`, `family` and `torch_device` of what computes; the CPU if None.
         numerics_mode: Switches that change numbers, by name.
@@ -81,7 +89,8 @@ class ArrayRecorder:
         *,
         framework: str,
         versions: Mapping[str, str],
-        level: str = "sketch",
+        level: Level = "sketch",
+        only: Sequence[str] | None = None,
         seed: int | None = None,
         device: Mapping[str, str] | None = None,
         numerics_mode: Mapping[str, Any] | None = None,
@@ -90,8 +99,9 @@ class ArrayRecorder:
         world: int = 1,
         cap: int | None = None,
     ) -> None:
-        if level not in ("sketch", "full"):
-            raise ValueError(f"level must be 'sketch' or 'full', got {level!r}")
+        chosen = overridden(path=os.fspath(path), level=level, only=only, steps=None)
+        if chosen.level not in ("sketch", "full"):
+            raise ValueError(f"level must be 'sketch' or 'full' for arrays, got {chosen.level!r}")
         if not 0 <= rank < world:
             raise ValueError(f"rank must be from 0 to below world, got {rank} and {world}")
         manifest = Manifest(
@@ -103,15 +113,16 @@ class ArrayRecorder:
             seed=seed,
             arguments=tuple(map(str, sys.argv if arguments is None else arguments)),
             revision=revision(),
-            level=level,
-            only=(),
-            steps="as the program gives them",
+            level=chosen.level,
+            only=tuple(chosen.only or ()),
+            steps="all" if chosen.steps is None else steps_text(chosen.steps),
             rank=rank,
             world=world,
         )
         self._manifest = manifest_from(manifest.to_text().encode())  # which checks every field
-        self._full = level == "full"
-        self._writer = Writer(path, self._manifest, cap)
+        self._kept = Selection(chosen.only if chosen.level == "full" else [])
+        self._steps = chosen.steps
+        self._writer = Writer(chosen.path, self._manifest, cap)
         self._index = 0
         self._step: _Step | None = None
         self._closed = False
@@ -140,7 +151,8 @@ class ArrayRecorder:
             ValueError: This call was recorded before; an array has a dtype that no recording holds.
             TypeError: Something is no array of numbers.
         """
-        self._current().module(name, inputs, outputs, call, class_name, training)
+        if (step := self._current()) is not None:
+            step.module(name, inputs, outputs, call, class_name, training)
 
     def parameter(self, name: str, array: Any) -> None:
         """Record a parameter as it is before the step.
@@ -150,11 +162,13 @@ class ArrayRecorder:
                 holds.
             TypeError: It is no array of numbers.
         """
-        self._current().source(name, "parameter", array)
+        if (step := self._current()) is not None:
+            step.source(name, "parameter", array)
 
     def buffer(self, name: str, array: Any) -> None:
         """Record a buffer (a running mean, …) as it is before the step; see `parameter`."""
-        self._current().source(name, "buffer", array)
+        if (step := self._current()) is not None:
+            step.source(name, "buffer", array)
 
     def gradient(self, name: str, array: Any, *, output: str | None = None, call: int = 0) -> None:
         """Record the loss's gradient by a parameter, or by an output of a module.
@@ -170,11 +184,13 @@ class ArrayRecorder:
                 shape; the dtype is one that no recording holds.
             TypeError: It is no array of numbers.
         """
-        self._current().gradient(name, array, output, call)
+        if (step := self._current()) is not None:
+            step.gradient(name, array, output, call)
 
     def step(self) -> None:
         """End this step; what is recorded from now on is of the next."""
-        self._current().end()
+        if (step := self._current()) is not None:
+            step.end()
         self._index, self._step = self._index + 1, None
 
     def __enter__(self) -> Self:
@@ -191,19 +207,22 @@ class ArrayRecorder:
         self._closed = True
         self._writer.finish(self._manifest.finished(error))
 
-    def _current(self) -> _Step:
+    def _current(self) -> _Step | None:
+        """The step under way; None if it is not to be recorded."""
         if self._closed:
             raise ValueError("the recording has ended: record inside its `with` block")
+        if self._steps is not None and self._index not in self._steps:
+            return None
         if self._step is None:
-            self._step = _Step(self._writer.start_step(self._index), self._full)
+            self._step = _Step(self._writer.start_step(self._index), self._kept)
         return self._step
 
 
 class _Step:
     """One step of a recording of arrays."""
 
-    def __init__(self, writer: StepWriter, full: bool) -> None:
-        self._writer, self._full = writer, full
+    def __init__(self, writer: StepWriter, kept: Selection) -> None:
+        self._writer, self._kept = writer, kept
         self._count = self._roots = 0
         self._sources: dict[str, Value] = {}
         self._outputs: dict[tuple[str, int], dict[str, Value]] = {}
@@ -226,7 +245,10 @@ class _Step:
                 "of a module with call=0, 1, …, and end a step with step()"
             )
         arrays = [_named(what, one) for what, one in (("inputs", inputs), ("outputs", outputs))]
-        given, made = ({key: self._value(one) for key, one in each.items()} for each in arrays)
+        key = Key("forward", name, call, "", "", 0)
+        given, made = (
+            {place: self._value(one, key) for place, one in each.items()} for each in arrays
+        )
         lines: list[Source | RootCall] = []
         if not name:
             lines = [Source(value.id, "input", key) for key, value in given.items()]
@@ -243,7 +265,7 @@ class _Step:
             raise ValueError(
                 f"{kind} {name!r} was recorded before in this step: end a step with step()"
             )
-        value = self._value(_array(name, array))
+        value = self._value(_array(name, array), Key("forward", _module_of(name), 0, "", "", 0))
         self._writer.add(value, Source(value.id, kind, name))
         self._sources[name] = value
 
@@ -261,16 +283,19 @@ class _Step:
                 f"the gradient of {name} must have its shape {list(of.shape)}, got "
                 f"{list(found.shape)}"
             )
-        value = self._value(found)
+        module = _module_of(name) if output is None else name
+        value = self._value(found, Key("backward", module, call, "", "", 0))
         self._writer.add(value, Adjoint(of.id, value.id))
 
     def end(self) -> None:
         self._writer.end(End(0, self._writer.dropped))
 
-    def _value(self, array: NDArray[Any]) -> Value:
+    def _value(self, array: NDArray[Any], key: Key) -> Value:
         number, self._count = self._count, self._count + 1
         dtype, shape = array.dtype.name, tuple(map(int, array.shape))
-        blob = self._writer.keep(_elements(array, dtype, shape)) if self._full else None
+        blob = None
+        if self._kept.takes(key):
+            blob = self._writer.keep(_elements(array, dtype, shape))
         return Value(number, dtype, shape, _sketch(array), blob)
 
 
@@ -281,6 +306,10 @@ def _sketch(array: NDArray[Any]) -> Sketch:
 
 def _elements(array: NDArray[Any], dtype: str, shape: tuple[int, ...]) -> Elements:
     return Elements(dtype, shape, memoryview(array.tobytes()), array.dtype.itemsize)
+
+
+def _module_of(parameter: str) -> str:
+    return parameter.rpartition(".")[0]
 
 
 def _named(what: str, arrays: Mapping[str, Any]) -> dict[str, NDArray[Any]]:

@@ -247,6 +247,7 @@ class StepWriter:
         if self._file >= 0:
             os.close(self._file)
         self._file = -1
+        self._encoder, self._known = Encoder(), set()  # a long run has many steps
 
 
 def _elements_of(tensor: Tensor | Elements) -> Elements:

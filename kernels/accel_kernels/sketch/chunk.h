@@ -74,6 +74,24 @@ TARGET static void NAMED(add_blocks, WIDTH)(struct state *s) {
     }
 }
 
+// `measure` of a chunk with elements that are not finite, which are counted and become 0.
+TARGET static double NAMED(set_aside, WIDTH)(struct state *s) {
+    uint16_t places[CHUNK];
+    size_t other = CHUNK, found = find_not_finite(s, places, &other);
+    double least[ROW], largest[ROW];
+    if (other < CHUNK) {  // extremes of the finite ones: one of them stands in for the others
+        put(s, places, found, s->chunk[other]);
+        NAMED(measure, WIDTH)(s);
+    }
+    memcpy(least, s->least, sizeof least);
+    memcpy(largest, s->largest, sizeof largest);
+    put(s, places, found, 0);
+    double squares = NAMED(measure, WIDTH)(s);
+    memcpy(s->least, least, sizeof least);
+    memcpy(s->largest, largest, sizeof largest);
+    return squares;
+}
+
 // The chunk's elements into the sums; empties it.
 TARGET static void NAMED(flush, WIDTH)(struct state *s) {
     if (s->begin == s->end) return;
@@ -86,7 +104,7 @@ TARGET static void NAMED(flush, WIDTH)(struct state *s) {
     if (!isfinite(squares)) {  // or they overflowed
         memcpy(s->least, least, sizeof least);
         memcpy(s->largest, largest, sizeof largest);
-        squares = set_aside(s);
+        squares = NAMED(set_aside, WIDTH)(s);
     }
     s->squares += squares;
     NAMED(add_blocks, WIDTH)(s);

@@ -48,7 +48,7 @@ def sketch_numbers(tensor: Tensor, whole: Sequence[int], offset: Sequence[int]) 
     for begin in range(0, flat.numel(), CHUNK):
         end = min(begin + CHUNK, flat.numel())
         index = _whole_index(begin, end, tensor.shape, whole, offset, tensor.device)
-        _add(total, _double(flat[begin:end]), index)
+        _add(total, _double(flat[begin:end]), index, in_runs=tuple(tensor.shape) == tuple(whole))
     return total + 0.0  # no negative zero, which is equal and looks different
 
 
@@ -81,15 +81,21 @@ def _whole_index(
     return index
 
 
-def _add(total: Tensor, x: Tensor, index: Tensor) -> None:
-    """Add the elements `x`, `[n]` float64, at the places `index`, `[n]` int64."""
+def _add(total: Tensor, x: Tensor, index: Tensor, *, in_runs: bool) -> None:
+    """Add the elements `x`, `[n]` float64, at the places `index`, `[n]` int64.
+
+    `in_runs` says that `index` counts up from a multiple of 64.
+    """
     finite = torch.isfinite(x)
     value = torch.where(finite, x, 0.0)
     block, lane = index >> 6, index & 63
     negative = (_mixed(block, SIGNS) >> lane) & 1
     bucket = lane ^ _high(_mixed(block, ROTATIONS), 6)
     signed = torch.where(negative.bool(), -value, value)
-    total[:BUCKETS].index_add_(0, bucket, signed)
+    if in_runs:
+        total[:BUCKETS] += _bucket_sums(signed, bucket)
+    else:
+        total[:BUCKETS].index_add_(0, bucket, signed)
     total[LEAST] = torch.minimum(total[LEAST], torch.where(finite, x, torch.inf).amin())
     total[LARGEST] = torch.maximum(total[LARGEST], torch.where(finite, x, -torch.inf).amax())
     total[SQUARES] += value.square().sum()
@@ -105,6 +111,18 @@ def _add(total: Tensor, x: Tensor, index: Tensor) -> None:
         # The sum wraps modulo 2**64, of which 2**53 is a divisor.
         added = total[PLACES].to(torch.int64) + torch.where(found, hashes, 0).sum()
         total[PLACES] = (added & ((1 << PLACE_BITS) - 1)).to(torch.float64)
+
+
+def _bucket_sums(signed: Tensor, bucket: Tensor) -> Tensor:
+    """Sums by bucket where each run of 64 elements has every bucket once.
+
+    `index_add_` would be right too, but adds in another order each time on a CUDA device.
+    """
+    short = -signed.numel() % BUCKETS
+    signed, bucket = (torch.nn.functional.pad(t, (0, short)) for t in (signed, bucket))
+    lanes = torch.arange(BUCKETS, device=signed.device)
+    turned = bucket.view(-1, BUCKETS)[:, :1] ^ lanes  # the lane of each bucket: XOR undoes itself
+    return signed.view(-1, BUCKETS).gather(1, turned).sum(0)
 
 
 def _mixed(number: Tensor, start: int) -> Tensor:

@@ -26,6 +26,8 @@ enum { FLOAT64, FLOAT32, BFLOAT16, FLOAT16, INT8, UINT8, INT16, UINT16, INT32, U
 enum { TABLE_KINDS = 8 };
 static const uint64_t SIGNS = 0x243F6A8885A308D3u, ROTATIONS = 0x13198A2E03707344u;
 
+static const uint64_t INFINITE = UINT64_C(0x7ff) << 52;  // exponent of infinity and NaN
+
 static uint64_t sign_masks[256][ROW] __attribute__((aligned(64)));
 static double tables[TABLE_KINDS][256];  // values of the 256 codes of 8-bit floating-point dtypes
 static const int widths[TABLES] = {8, 4, 2, 2, 1, 1, 2, 2, 4, 4, 8, 8, 1};
@@ -97,23 +99,37 @@ INLINE double measure_some(struct state *s, size_t begin, size_t end) {
     return squares;
 }
 
-// Counts the elements that are not finite and replaces them by 0; measures the others.
-static double set_aside(struct state *s) {
+// Where in the chunk elements are not finite, which are counted; returns how many there are.
+// `*other` is where one is finite, if one is. Without branches, which masks would mislead.
+static size_t find_not_finite(struct state *s, uint16_t *places, size_t *other) {
     static const uint64_t starts[3] = {0xA4093822299F31D0u, 0x082EFA98EC4E6C89u,
-                                      0x452821E638D01377u};
-    double *chunk = s->chunk, squares = 0;
+                                       0x452821E638D01377u};
+    size_t found = 0, finite = *other;
     for (size_t k = s->begin; k < s->end; k++) {
-        double x = chunk[k];
-        if (isfinite(x)) {
-            squares += measure_some(s, k, k + 1);
-            continue;
-        }
-        int kind = isnan(x) ? 0 : x > 0 ? 1 : 2;
-        s->counts[kind]++;
-        s->places += mixed(s->first + k, starts[kind]) >> 11;
-        chunk[k] = 0;
+        uint64_t bits;
+        memcpy(&bits, s->chunk + k, sizeof bits);
+        size_t is = (bits & INFINITE) == INFINITE;
+        places[found] = (uint16_t)k;
+        found += is;
+        finite ^= (finite ^ k) & (is - 1);
     }
-    return squares;
+    *other = finite;
+    size_t nans = 0, negative = 0;
+    for (size_t i = 0; i < found; i++) {
+        double x = s->chunk[places[i]];
+        size_t is_nan = x != x, is_negative = x < 0, kind = (is_nan ^ 1) + is_negative;
+        nans += is_nan;
+        negative += is_negative;
+        s->places += mixed(s->first + places[i], starts[kind]) >> 11;
+    }
+    s->counts[0] += (double)nans;
+    s->counts[1] += (double)(found - nans - negative);
+    s->counts[2] += (double)negative;
+    return found;
+}
+
+INLINE void put(struct state *s, const uint16_t *places, size_t n, double x) {
+    for (size_t i = 0; i < n; i++) s->chunk[places[i]] = x;
 }
 
 #define CHOSEN(mask, yes, no) ((doubles)(((mask) & (words)(yes)) | (~(mask) & (words)(no))))
