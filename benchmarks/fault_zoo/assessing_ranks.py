@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 import accel
 from benchmarks.fault_zoo import collectives, evidence, recorded
-from benchmarks.fault_zoo.assessing import Document, Under, described, scored
+from benchmarks.fault_zoo.assessing import Document, Flags, Under, described, scored
 from benchmarks.fault_zoo.collectives import DataParallel
 from benchmarks.fault_zoo.faults import Fault, Injector, Strength
 from benchmarks.fault_zoo.recorded import FULL, SKETCH
@@ -27,14 +27,19 @@ def assess_collectives(
     names: tuple[str, ...] | None = None,
     ranks: tuple[int, ...] = (0, 1, 2),
     precisions: tuple[Precision, ...] = PRECISIONS,
+    *,
+    others: bool = True,
 ) -> list[Document]:
-    """All cases of collectives, or those with these names, strengths and precisions."""
+    """All cases of collectives, or those with these names, strengths and precisions.
+
+    `others` is whether other tools' rules are asked too.
+    """
     found: list[Document] = []
 
     def collect(folder: Path) -> None:
         found.extend(json.loads((folder / FOUND).read_text()))
 
-    collectives.on_two_ranks(_all, names, ranks, precisions, after=collect)
+    collectives.on_two_ranks(_all, names, ranks, precisions, others, after=collect)
     return found
 
 
@@ -43,10 +48,11 @@ def _all(
     names: tuple[str, ...] | None,
     ranks: tuple[int, ...],
     precisions: tuple[Precision, ...],
+    others: bool = True,
 ) -> None:
     found = []
     for precision in precisions:
-        bench = _Bench(folder / precision, precision)
+        bench = _Bench(folder / precision, precision, others)
         found.append(bench.benign())
         for fault in collectives.FAULTS:
             if names is None or fault.name in names:
@@ -58,13 +64,10 @@ def _all(
 class _Bench:
     """One precision: what runs are compared with, and the comparison."""
 
-    def __init__(self, folder: Path, precision: Precision) -> None:
+    def __init__(self, folder: Path, precision: Precision, others: bool) -> None:
         self.folder, self.precision = folder, precision
         folder.mkdir(exist_ok=True)
-        other, truth = Trace(), Trace()
-        _run(precision, other_machine, other)
-        _run("float64", nullcontext, truth)
-        self.others = evidence.Others(other, evidence.alone(other), truth)
+        self.others = _others(precision) if others else None
         for level in LEVELS.values():
             self._record(f"other-{level}", level, other_machine)
         self.right = _run(precision, nullcontext, Trace()).results()
@@ -94,18 +97,9 @@ class _Bench:
         rules = scored(flags, altered)
         return {**found, "effective": True, "altered": len(altered), "rules": rules}
 
-    def _flags(self, name: str, under: Under) -> dict[str, list[Place]]:
+    def _flags(self, name: str, under: Under) -> Flags:
         """What each rule flags on either rank, in the order of the first."""
-        trace = Trace()
-        _run(self.precision, under, trace)
-        everywhere = _gathered(evidence.flagged(trace, self.others))
-        order = {place: index for index, place in enumerate(trace.calls)}
-        flags = {
-            rule: sorted(
-                {place for one in everywhere for place in one[rule]}, key=order.__getitem__
-            )
-            for rule in everywhere[0]
-        }
+        flags = {} if self.others is None else self._other_flags(under, self.others)
         for rule, level in LEVELS.items():
             path = self._record(f"{name}-{level}", level, under)
             dist.barrier()
@@ -116,6 +110,18 @@ class _Bench:
                     named = None  # only collectives were kept: no accusation
             flags[rule] = [named] if named is not None else []
         return flags
+
+    def _other_flags(self, under: Under, others: evidence.Others) -> Flags:
+        trace = Trace()
+        _run(self.precision, under, trace)
+        everywhere = _gathered(evidence.flagged(trace, others))
+        order = {place: index for index, place in enumerate(trace.calls)}
+        return {
+            rule: sorted(
+                {place for one in everywhere for place in one[rule]}, key=order.__getitem__
+            )
+            for rule in everywhere[0]
+        }
 
     def _record(self, name: str, level: str, under: Under) -> Path:
         path = self.folder / name
@@ -134,6 +140,13 @@ class _Bench:
             workload.step()
         dist.barrier()
         return path
+
+
+def _others(precision: Precision) -> evidence.Others:
+    other, truth = Trace(), Trace()
+    _run(precision, other_machine, other)
+    _run("float64", nullcontext, truth)
+    return evidence.Others(other, evidence.alone(other), truth)
 
 
 def _run(precision: Precision, under: Under, trace: Trace) -> DataParallel:

@@ -309,7 +309,10 @@ def _written(args: Any, result: Any) -> Tensor:
     work = result[-1] if isinstance(result, tuple) else None
     if isinstance(work, torch.ScriptObject):
         distributed.Work.unbox(work).wait()
-    return args[0][0] if isinstance(args[0], list) else args[0]
+    written = args[0]
+    while isinstance(written, list):
+        written = written[-1]
+    return written
 
 
 def _bad(tensor: Tensor) -> None:
@@ -360,6 +363,59 @@ def fault_fsdp_scatter(out: Path, name: str) -> None:
     """gloo finishes a scatter with a copy."""
     fault = _on_rank_1("aten::copy_", 0)
     recorded(out, name, sharded, part(batch()), fault=fault, steps=1)
+
+
+class Talk(nn.Module):
+    """Collectives that programs call by themselves, on values of which ranks have rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x)
+        found = [x.detach()]
+        with torch.no_grad():
+            for op in (distributed.ReduceOp.SUM, distributed.ReduceOp.MAX):
+                distributed.all_reduce(total := x.detach().clone(), op)
+                found.append(total)
+            distributed.broadcast(sent := x.detach().clone(), src=1)
+            distributed.all_gather(listed := [torch.empty_like(x), torch.empty_like(x)], x)
+            whole = torch.empty(2 * len(x), *x.shape[1:])
+            distributed.all_gather_into_tensor(whole, x.detach())
+            part = torch.empty(len(x), *x.shape[1:])
+            distributed.reduce_scatter_tensor(part, whole * (1 + rank()))
+            found += [sent, *listed, *whole.chunk(2), part]
+        return x + torch.stack(found).sum(0)
+
+
+def _talks(out: Path, name: str, fault: Any = None, level: Any = "sketch") -> None:
+    torch.manual_seed(0)
+    net = Talk()
+    x, _ = part(batch())
+    with fault or nullcontext(), record(net, out / name, data_parallel=(rank(), 2), level=level):
+        net(x).sum().backward()
+
+
+def talk(out: Path, name: str) -> None:
+    _talks(out, name)
+
+
+def talk_kept(out: Path, name: str) -> None:
+    _talks(out, name, level="full")
+
+
+def talk_lost(out: Path, name: str) -> None:
+    """The second of the tensors that are gathered into a list."""
+    _talks(out, name, Fault("c10d::allgather_", 0, _bad) if rank() == 0 else None)
+
+
+def talk_largest(out: Path, name: str) -> None:
+    _talks(out, name, _on_rank_1("c10d::allreduce_", 1), level="full")
+
+
+def talk_broadcast(out: Path, name: str) -> None:
+    _talks(out, name, Fault("c10d::broadcast_", 0, _bad) if rank() == 0 else None)
 
 
 def fault_initial_copy(out: Path, name: str) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from accel.numerics import Comparison, compare
+from accel.numerics import Comparison, compare, load_recording
+from accel.numerics.comparing.collectives import checked
 from accel.numerics.comparing.comparison import Verdict
 from tests.numerics.distributed_runs import launched_well
 from tests.numerics.distributed_worker import single
@@ -135,3 +136,43 @@ def test_swapped_ranks_are_seen_by_sketches_of_one_process(
 ) -> None:
     verdict = first(compare(alone / "sketch", beginnings / run), "different weight/input")
     assert "same elements in another order" in verdict.sentence
+
+
+# --- collectives that the program calls by itself -------------------------------------------------
+
+TALKS = ("talk", "talk_kept", "talk_lost", "talk_largest", "talk_broadcast")
+
+
+@pytest.fixture(scope="module")
+def talks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return launched_well(tmp_path_factory.mktemp("talks"), *TALKS)
+
+
+def checks(path: Path) -> list[Verdict]:
+    ranks = load_recording(path).ranks
+    return checked({number: rank.steps[0] for number, rank in ranks.items()}, "candidate")
+
+
+@pytest.mark.parametrize("run", ["talk", "talk_kept"])
+def test_collectives_that_are_right_are_right(talks: Path, run: str) -> None:
+    """Although what they are given are rows of a batch, whose sketches are at their places."""
+    step = load_recording(talks / run).ranks[1].steps[0]
+    seen = [operator.key.op for operator in step.operators if operator.key.phase == "collective"]
+    names = ("allreduce_", "allreduce_", "broadcast_", "allgather_", "_allgather_base_",
+             "_reduce_scatter_base_")  # fmt: skip
+    assert seen == [f"c10d::{name}" for name in names]
+    assert checks(talks / run) == []
+
+
+@pytest.mark.parametrize(
+    ("run", "operator", "words"),
+    [("talk_lost", "c10d::allgather_#0", "left rank 0 something else than rank 1 put in"),
+     ("talk_largest", "c10d::allreduce_#1", "is not the max of what its ranks put in, on rank 1"),
+     ("talk_broadcast", "c10d::broadcast_#0", "left rank 0 something else than was sent")],
+)  # fmt: skip
+def test_collectives_that_are_wrong_are_told_from_their_inputs(
+    talks: Path, run: str, operator: str, words: str
+) -> None:
+    (verdict,) = checks(talks / run)
+    assert str(verdict.operator).endswith(operator)
+    assert words in verdict.sentence

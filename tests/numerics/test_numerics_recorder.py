@@ -314,3 +314,37 @@ def test_a_distributed_model_is_recorded_under_its_own_names(tmp_path: Path) -> 
 def test_nothing_is_written_outside_of_the_directory(tmp_path: Path) -> None:
     recorded(tmp_path / "r", case("mlp"), level="full")
     assert os.listdir(tmp_path) == ["r"]
+
+
+def test_compiled_functions_run_as_they_are_written_and_that_is_said(tmp_path: Path) -> None:
+    compiled = 0
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        nonlocal compiled
+        compiled += 1
+        return graph.forward
+
+    @torch.compile(backend=backend)
+    def activation(x: Tensor) -> Tensor:
+        return F.gelu(x * 2)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return activation(self.linear(x))
+
+    model, x = Model(), torch.randn(3, 4)
+    with record(model, tmp_path / "r", steps=[0]) as recorder:
+        model(x).sum().backward()
+        assert compiled == 0
+        recorder.step()
+        with torch.no_grad():
+            model(x)
+        assert compiled == 1
+    found = first_step(tmp_path / "r")
+    assert "forward:/gelu#0" in names(found)
+    assert "backward:/gelu#0/gelu_backward#0" in names(found)
+    assert [one.what for one in found.skipped] == ["torch.compile"]

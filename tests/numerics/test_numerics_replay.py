@@ -156,6 +156,29 @@ def test_a_fused_optimizer(dtype, wrong) -> None:
     assert wrong is None or found.output == "self"
 
 
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_statistics_that_no_schema_declares(dtype) -> None:
+    x, mean, variance = draw(50, 7, dtype=dtype, scale=3.0), torch.zeros(7), torch.ones(7)
+    before = (x, None, None, mean.clone(), variance.clone(), True, 0.1, 1e-5)
+    op = ATEN.native_batch_norm.default
+    outputs = op(x, None, None, mean, variance, True, 0.1, 1e-5)
+    after = {"running_mean": [mean], "running_var": [variance]}
+    assert judge_call(op, before, {}, outputs, after).verdict in ("within", "known")
+    wrong = {**after, "running_var": [variance * 1.001]}
+    found = judge_call(op, before, {}, outputs, wrong)
+    assert (found.verdict, found.output) == ("out", "running_var")
+
+
+def test_results_that_are_not_there_are_passed_over() -> None:
+    x = draw(50, 7)
+    out = ATEN.native_layer_norm.default(x, [7], None, None, 1e-5)[0]
+    call = bound(ATEN.native_layer_norm.default, (x, [7], None, None, 1e-5), {})
+    assert judge(call, [out, None, None], {}).verdict == "within"
+    assert judge(call, [out * 1.001, None, None], {}).verdict == "out"
+    found = judge(call, [None, None, None], {})
+    assert found.verdict == "unchecked", found
+
+
 def test_equal_elements_may_be_chosen_by_another_index() -> None:
     x = torch.tensor([[1.0, 3.0, 3.0], [2.0, 2.0, 1.0]])
     for op, args in ((ATEN.argmax.default, (1,)), (ATEN.topk.default, (2,))):

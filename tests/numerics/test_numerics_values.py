@@ -293,3 +293,17 @@ def test_a_cap_drops_and_says_how_much(tmp_path: Path) -> None:
     assert any(found.has_tensor(value) for value in found.values)
     with pytest.raises(ValueError, match="were not kept"):
         found.tensor(next(v for v in found.values if not found.has_tensor(v)))
+
+
+def test_at_full_memory_that_no_operator_wrote_to_is_seen_to_have_changed(tmp_path: Path) -> None:
+    def change(x: Tensor) -> Tensor:
+        doubled = x * 2
+        doubled.numpy()[0] = 7.0  # as a hand-written kernel does
+        return doubled + 1
+
+    found = taken(change, tmp_path / "r", level="full")
+    first, add = found.operators[-2:]
+    seen = given(found, add, "self")
+    assert seen != first.outputs[0]
+    assert found.tensor(seen)[0].eq(7).all()
+    assert "no operator" in found.sources[seen].name

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.fault_zoo import collectives, evidence, page, recorded, rules, summary
+from benchmarks.fault_zoo.assessing_ranks import assess_collectives
 from benchmarks.fault_zoo.changes import CHANGES
 from benchmarks.fault_zoo.faults import KINDS, Altered, Injector
 from benchmarks.fault_zoo.ours import judged
@@ -125,6 +126,14 @@ def test_a_recording_names_what_was_altered(tmp_path: Path) -> None:
     recorded.record(Workload("cnn", "float32"), tmp_path / "run", "full", injector)
     found = recorded.replayed(tmp_path / "run")
     assert found.out[0] in places(tuple(injector.altered))
+
+
+def test_a_collective_that_misses_a_rank_is_named() -> None:
+    right, wrong = assess_collectives(("rank missing",), (2,), ("float32",), others=False)
+    assert right["rules"][recorded.FULL]["flags"] == 0
+    assert wrong["effective"]
+    for rule in (recorded.FULL, recorded.SKETCH):
+        assert wrong["rules"][rule] == {"flags": 1, "false": 0, "first": True}
 
 
 # --- other tools' rules ---------------------------------------------------------------------------

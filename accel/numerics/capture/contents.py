@@ -24,23 +24,34 @@ class Contents:
     Args:
         writer: Where elements are kept.
         emit: Takes lines of the recording.
+        remembers: Whether `is_as_described` is to be asked.
     """
 
-    def __init__(self, writer: StepWriter, emit: Callable[[Line], None]) -> None:
+    def __init__(
+        self, writer: StepWriter, emit: Callable[[Line], None], *, remembers: bool = False
+    ) -> None:
         self._writer, self._emit = writer, emit
+        self._sketches: dict[int, Sketch] | None = {} if remembers else None
         self._waiting: list[tuple[int, str, tuple[int, ...], Shard | None, Tensor]] = []
 
     def value(self, number: int, tensor: Tensor, shard: Shard | None) -> Value:
         """The line that describes what a tensor holds now."""
         dtype, shape = dtype_name(tensor.dtype), tuple(tensor.shape)
-        is_all = shard is None or shard.shape == shape
-        place = None if shard is None or is_all else (shard.shape, shard.offset)
+        place = _place(tensor, shard)
         if tensor.device.type == "cuda":
             self._waiting.append((number, dtype, shape, shard, sketch_numbers(tensor, place)))
             if len(self._waiting) >= _MOST_WAITING:
                 self.drain()
             return Value(number, dtype, shape, shard=shard)
-        return Value(number, dtype, shape, sketch(tensor, place), shard=shard)
+        found = sketch(tensor, place)
+        if self._sketches is not None:
+            self._sketches[number] = found
+        return Value(number, dtype, shape, found, shard=shard)
+
+    def is_as_described(self, number: int, tensor: Tensor, shard: Shard | None) -> bool:
+        """Whether a tensor still holds what the sketch of a value says, as far as is remembered."""
+        before = None if self._sketches is None else self._sketches.get(number)
+        return before is None or before == sketch(tensor, _place(tensor, shard))
 
     def kept(self, number: int, tensor: Tensor) -> Value | None:
         """Keep a tensor's elements; None if the size cap is reached."""
@@ -57,3 +68,9 @@ class Contents:
         for (number, dtype, shape, shard, _), row in zip(self._waiting, rows, strict=True):
             self._emit(Value(number, dtype, shape, Sketch(row.tobytes()), shard=shard))
         self._waiting.clear()
+
+
+def _place(tensor: Tensor, shard: Shard | None) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    if shard is None or shard.shape == tuple(tensor.shape):
+        return None
+    return shard.shape, shard.offset

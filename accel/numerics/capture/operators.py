@@ -106,28 +106,39 @@ class Operators:
                 self._flush()
 
     def _arguments(self, schema: Schema, given: dict[str, Any], *, keep: bool) -> dict[str, Any]:
-        values = self._values
+        values, is_plain = self._values, not schema.is_collective and not schema.overwritten
+        if is_plain and not keep and not schema.is_view:  # most are
+            return {name: described(value, values.of) for name, value in given.items()}
         # A view reads nothing, and waiting comes before reading.
         is_read = not schema.is_view and schema.name != WAIT
 
         def of(tensor: Tensor, is_read: bool = is_read, shard: Shard | None = None) -> int:
             value = values.of(tensor, is_read=is_read, shard=shard)
             if keep:
+                value = values.renewed(value, tensor) if is_plain and is_read else value
                 values.keep(value, tensor)
             return value
 
-        if not schema.is_collective and not schema.overwritten:
+        if is_plain:
             return {name: described(value, of) for name, value in given.items()}
         arguments: dict[str, Any] = {}
         for name, value in given.items():
-            how: Callable[[Tensor], int] = functools.partial(
-                of, shard=share_of(schema, name, given)
-            )
+            share = share_of(schema, name, given)
+            how: Callable[[Tensor], int] = functools.partial(of, shard=share)
+            if schema.is_collective and is_read and share is None:
+                how = functools.partial(self._alone, keep=keep)
             if name in schema.overwritten:
-                is_plain = schema.name.startswith("aten::")
-                how = functools.partial(of, is_read=False) if is_plain else values.before
+                is_aten = schema.name.startswith("aten::")
+                how = functools.partial(of, is_read=False) if is_aten else values.before
             arguments[name] = group_argument(name, value) or described(value, how)
         return arguments
+
+    def _alone(self, tensor: Tensor, *, keep: bool) -> int:
+        """What a collective is given: other ranks' parts are added to it, or it is sent."""
+        value = self._values.alone(tensor)
+        if keep:
+            self._values.keep(value, tensor)
+        return value
 
     def _results(
         self,

@@ -13,6 +13,7 @@ from torch.optim.optimizer import Optimizer
 from accel.numerics.capture import nesting
 from accel.numerics.capture.adjoints import Adjoints
 from accel.numerics.capture.checking import Checking
+from accel.numerics.capture.compilation import Uncompiled
 from accel.numerics.capture.contents import Contents
 from accel.numerics.capture.environment import autocast_dtype, device_type_of
 from accel.numerics.capture.generators import generator_digests
@@ -97,7 +98,7 @@ class StepCapture:
         self._lines: list[Line] = []
         emit = self._lines.append
         is_full = level == "full"
-        self._contents = Contents(writer, emit)
+        self._contents = Contents(writer, emit, remembers=is_full)
         self._rows = None if sharding.member is None else Rows()
         self._values = Values(self._contents, emit, self._rows)
         self._names = Names(model.parameters, model.place_of)
@@ -109,6 +110,7 @@ class StepCapture:
             self._flush, Checking(emit) if level == "check" else None,
         )  # fmt: skip
         self._hooks = ModuleHooks(model.modules, self)
+        self._uncompiled = Uncompiled()
         self._device = device_type_of(model.root)
         self._inputs: list[tuple[Call, int, dict[str, int]]] = []
         self._known: dict[str, int] = {}  # parameters and buffers
@@ -122,12 +124,16 @@ class StepCapture:
             for name, kind, tensor in self._model.tensors:
                 of = self._copy if kind == "parameter" else self._value
                 self._known[name] = of(tensor, kind, name)
+            said = self._uncompiled.begin()
+            if said is not None:
+                self._lines.append(said)
             self._flush()
         self._hooks.attach()
 
     def close(self) -> None:
         """End the step; everything goes to the disk."""
         self._hooks.detach()
+        self._uncompiled.end()
         with self._pause():
             if not self.had_optimizer:
                 self._gradients()

@@ -56,7 +56,7 @@ class Values:
         self._count = 0
         self._shards: dict[int, Shard] = {}
         self._pieces: dict[int, Shard] = {}
-        self._views: set[int] = set()
+        self._views: dict[int, int] = {}  # and what each looks at
         self._parts: dict[tuple[int, Shard], int] = {}
         self._keep_later: set[int] = set()
         self._within: list[tuple[_Storage, int]] = []
@@ -117,6 +117,18 @@ class Values:
         self._emit(Source(value, kind, name))
         return value
 
+    def alone(self, tensor: Tensor) -> int:
+        """The id of what an operator reads, with a sketch as if it were no part of a whole."""
+        value = self.of(tensor)
+        root = value
+        while root in self._views and root not in self._shards:
+            root = self._views[root]
+        said = self._shards.get(root)
+        if said is None or said.shape == tuple(tensor.shape):
+            return value
+        shard = Shard(tuple(tensor.shape), (0,) * tensor.dim())
+        return self._part_line(value, tensor, shard)
+
     def before(self, tensor: Tensor) -> int:
         """The id of what a tensor holds that is about to be overwritten without being read."""
         known = None if is_opaque(tensor) else self.known(tensor, is_read=False)
@@ -152,7 +164,7 @@ class Values:
         if batch is not None and self._rows is not None:
             shard = self._rows.note(value, tensor, batch)
         if base is not None:
-            self._views.add(value)
+            self._views[value] = base
             dtype, shape = dtype_name(tensor.dtype), tuple(tensor.shape)
             self._emit(Value(value, dtype, shape, base=base))
             return value
@@ -243,6 +255,18 @@ class Values:
         if batch is not None and self._rows is not None:
             self._rows.note(value, view, batch)
 
+    def renewed(self, value: int, tensor: Tensor) -> int:
+        """The id again, or a new one if the memory was written to past the dispatcher.
+
+        Looked for at level `full` and on the CPU only, where it costs little beside keeping.
+        """
+        if self._contents.is_as_described(value, tensor, self._shards.get(value)):
+            return value
+        self._forget(tensor)
+        new = self.add(tensor)
+        self._emit(Source(new, "other", "written to by something that is no operator"))
+        return new
+
     def keep(self, value: int, tensor: Tensor) -> None:
         """Keep the elements of a value, if they are not kept yet; when they are there."""
         if value in self._kept or is_opaque(tensor):
@@ -323,6 +347,9 @@ class Values:
                 return value
         elif value in storage.pending:
             return value
+        return self._part_line(value, tensor, shard)
+
+    def _part_line(self, value: int, tensor: Tensor, shard: Shard) -> int:
         if (value, shard) not in self._parts:
             part = self._parts[value, shard] = self._next()
             self._emit(replace(self._contents.value(part, tensor, shard), base=value))

@@ -19,10 +19,12 @@ from accel.numerics.comparing.contents import Contents, is_same, rounding
 from accel.numerics.comparing.gathers import (
     BROADCASTS,
     GATHERS,
+    LISTS,
     SCATTERS,
     Wrong,
     misbroadcast,
     misgathered,
+    mislisted,
     misscattered,
 )
 from accel.numerics.comparing.groups import Part, group_of, groups_of, name_of, parts_of
@@ -35,7 +37,7 @@ from accel_kernels.sketch import Sketch
 _SLACK = 2.0
 _ESTIMATE = 1.4
 _REDUCTIONS = ("allreduce", "all_reduce")
-_CHECKED = (*_REDUCTIONS, *BROADCASTS, *GATHERS, *SCATTERS)
+_CHECKED = (*_REDUCTIONS, *BROADCASTS, *GATHERS, *LISTS, *SCATTERS)
 
 Combine = Callable[[Sequence[Tensor]], Tensor]
 _COMBINED: dict[str, Combine] = {
@@ -80,9 +82,17 @@ def _wrong(parts: Sequence[Part]) -> Wrong | None:
         return misgathered(parts)
     if name in SCATTERS:
         return misscattered(parts, _asked(parts[0].operator))
+    if name in LISTS:
+        return None if ranks is None else mislisted(parts, ranks)
+    if not all(part.is_alone or _is_kept(part) for part in parts):
+        return None  # sketches at places in a whole tell nothing of a sum
     if name in BROADCASTS and ranks is not None:
         return misbroadcast(parts, ranks)
     return _unequal(parts) if ranks is None else _misreduced(parts)
+
+
+def _is_kept(part: Part) -> bool:
+    return part.contents.step.has_tensor(part.given) and part.contents.step.has_tensor(part.result)
 
 
 def _misreduced(parts: Sequence[Part]) -> Wrong | None:

@@ -66,6 +66,11 @@ class Contents:
             self._sketches[number] = found
         return self._sketches[number]
 
+    def is_alone(self, number: int) -> bool:
+        """Whether a value's sketch is of the tensor by itself, not of a part at its place."""
+        value = self.value(self._holder(number))
+        return value.shard is None or value.shard.shape == value.shape
+
     def has_whole(self, number: int) -> bool:
         """Whether a value of several ranks could be put together."""
         return self.value(self._holder(number)).skipped != NO_WHOLE

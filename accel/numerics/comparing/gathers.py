@@ -18,6 +18,7 @@ from accel_kernels.sketch import Sketch
 GATHERS = ("_allgather_base", "all_gather_into_tensor")
 SCATTERS = ("_reduce_scatter_base", "reduce_scatter_tensor")
 BROADCASTS = ("broadcast",)
+LISTS = ("allgather",)
 _ROOTS = ("root_rank", "src")
 # Sums of float64 in another order.
 _EXACT = 1e-12
@@ -83,13 +84,39 @@ def misbroadcast(parts: Sequence[Part], ranks: Sequence[int]) -> Wrong | None:
     source = next((part for part in parts if part.rank == ranks[root]), None)
     if source is None:
         return None
-    sent = source.contents.sketch(source.given)
     for part in parts:
-        got = part.contents.sketch(part.result)
-        if sent is not None and got is not None and not is_same(sent, got):
+        if not _is_what_was_given(source, source.given, part, part.result):
             fact = f"rank {source.rank} sent it, and rank {part.rank} has something else"
             return f"left rank {part.rank} something else than was sent", (fact,)
     return None
+
+
+def mislisted(parts: Sequence[Part], ranks: Sequence[int]) -> Wrong | None:
+    """What is wrong with a gather into a list of tensors, one for each rank in order.
+
+    Args:
+        parts: Of each rank what it gave; of what it got only the first.
+        ranks: Those of the group.
+    """
+    by_rank = {part.rank: part for part in parts}
+    for part in parts:
+        for rank, got in zip(ranks, part.operator.produced, strict=False):
+            given = by_rank[rank]
+            if not _is_what_was_given(given, given.given, part, got):
+                fact = f"rank {rank} gave it, and rank {part.rank} has something else"
+                return f"left rank {part.rank} something else than rank {rank} put in", (fact,)
+    return None
+
+
+def _is_what_was_given(giver: Part, given: int, getter: Part, got: int) -> bool:
+    """Whether a tensor arrived as it was sent, or nobody can tell."""
+    blobs = giver.contents.value(given).blob, getter.contents.value(got).blob
+    if None not in blobs:
+        return blobs[0] == blobs[1]
+    if not giver.contents.is_alone(given) or not getter.contents.is_alone(got):
+        return True
+    sketches = giver.contents.sketch(given), getter.contents.sketch(got)
+    return None in sketches or is_same(*sketches)
 
 
 def _are_kept(values: Sequence[tuple[Part, int]]) -> bool:

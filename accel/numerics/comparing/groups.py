@@ -25,6 +25,11 @@ class Part(NamedTuple):
     given: int
     result: int
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether both sketches are of tensors by themselves, not at a place in a whole."""
+        return self.contents.is_alone(self.given) and self.contents.is_alone(self.result)
+
 
 def name_of(operator: Operator) -> str | None:
     """Which collective an operator is: `allreduce`, `all_gather_into_tensor`; None for others."""

@@ -89,6 +89,8 @@ def _found(call: Call, recorded: Results, empty: Judged) -> Judged:
     if is_elementwise and unit > _DOUBLE:
         call = with_rounded_scalars(call, torch.float32)
     truth = replay(widened(call))
+    if not {name for name, _ in recorded.named()} & {name for name, _ in truth.named()}:
+        return replace(empty, reason="there is nothing to compare: it has no result with a truth")
     wrong = _why_not_alike(call, recorded, truth)
     if wrong is not None:
         return replace(empty, verdict="out", output=wrong[0], reason=wrong[1])

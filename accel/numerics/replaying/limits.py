@@ -3,9 +3,9 @@
 They come from a population of right kernels (`benchmarks/replay_population.py`, its results in
 `benchmarks/results/replay_population.json`): operators of seven models and single calls, forward,
 backward and optimizer, in float32, bfloat16 autocast, bfloat16 and float16, with one and two
-threads, with and without oneDNN, sums of up to 8,192 products. In it R stayed below 12 and M below
-27 in float32; of 16-bit outputs an error that rounding cannot explain stayed below 46 units of
-float32 noise, and fewer elements were misrounded than 3.6 times what that noise explains, or 10.
+threads, with and without oneDNN, sums of up to 8,192 products. In it R stayed below 14 and M below
+29 in float32; of 16-bit outputs an error that rounding cannot explain stayed below 46 units of
+float32 noise, and fewer elements were misrounded than 3 times what that noise explains, or 10.
 Kernels that were further off are listed by name in `known`.
 """
 

@@ -226,12 +226,21 @@ def _judged(operator: Operator, tensors: Tensors) -> Judged:
     unchecked = Judged(key, operator.name, kind, "unchecked")
     if is_view(operator.name, operator.overload):
         return replace(unchecked, verdict="exact", reason="a view computes nothing")
-    if not all(map(tensors.has, (*inputs_of(operator), *operator.produced))):
+    if not all(map(tensors.has, inputs_of(operator))) or not any(
+        map(tensors.has, operator.produced)
+    ):
         reason = why_nothing_to_check(operator.name, operator.overload)
         return replace(unchecked, reason=reason or "its inputs or outputs were not kept")
     try:
         call = call_from(operator, tensors.of)
     except CannotReplayError as error:
         return replace(unchecked, reason=str(error))
-    results = results_from(operator, tensors.of)
+    results = results_from(_as_kept(operator, tensors), tensors.of)
     return judge(call, results.outputs, results.written, key)
+
+
+def _as_kept(operator: Operator, tensors: Tensors) -> Operator:
+    """The operator without results that were not kept (what another engine does not give)."""
+    outputs = tuple(v if v is not None and tensors.has(v) else None for v in operator.outputs)
+    written = {name: v for name, v in operator.writes.items() if all(map(tensors.has, v))}
+    return replace(operator, outputs=outputs, writes=written)
