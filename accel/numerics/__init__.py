@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from accel.numerics.comparing.comparison import Comparison as Comparison
     from accel.numerics.comparing.compare_runs import compare as compare
+    from accel.numerics.comparing.comparison import Comparison as Comparison
     from accel.numerics.portable_rng import PortableDropout as PortableDropout
     from accel.numerics.portable_rng import PortableRng as PortableRng
     from accel.numerics.recorder import Recorder as Recorder

@@ -7,17 +7,19 @@ from collections.abc import Collection, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from accel.numerics.capture.mode import CaptureMode
+from accel.numerics.capture.modules import OwnHook
 from accel.numerics.capture.optimizers import OptimizerHooks
 from accel.numerics.capture.selection import Selection
 from accel.numerics.capture.sharding import Sharding
 from accel.numerics.capture.steps import Model, StepCapture
 from accel.numerics.overrides import overridden
 from accel.numerics.refusals import recordable
+from accel.numerics.replaying.known import kernels_of
 from accel.numerics.storage.surroundings import manifest_for
 from accel.numerics.storage.writer import Writer
 
@@ -126,10 +128,12 @@ class Recorder:
             only=chosen.only or (), steps=self._steps_text(), rank=self._sharding.rank,
             world=self._sharding.world, data_parallel=self._sharding.member,
         )  # fmt: skip
+        environment = self._manifest.numerics_mode.get("environment")
+        self._kernels = kernels_of(self._manifest.device, environment)
         self._cap = size_cap
         self._mode = CaptureMode()
         self._optimizers = OptimizerHooks(
-            self._model.parameters, self._optimizer_begins, self._optimizer_ends
+            self._is_ours, self._optimizer_begins, self._optimizer_ends
         )
         self._root: RemovableHandle | None = None
         self._index, self._calls = 0, 0
@@ -138,7 +142,9 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         self._writer = Writer(self.path, self._manifest, cap=self._cap)
-        self._root = self._model.root.register_forward_pre_hook(self._root_called, with_kwargs=True)
+        self._root = self._model.root.register_forward_pre_hook(
+            OwnHook(self._root_called), with_kwargs=True
+        )
         self._optimizers.attach()
         self._begin()
         return self
@@ -200,9 +206,11 @@ class Recorder:
         self._had_optimizer = False
         if not self._is_due():
             return
+        self._model = self._model.refreshed()
         capture = StepCapture(
             self._model, self._writer.start_step(self._index), level=self._level, only=self._only,
-            sharding=self._sharding, pause=self._mode.paused,
+            sharding=self._sharding, pause=self._mode.paused, is_seen=self._mode.is_seen,
+            kernels=self._kernels,
         )  # fmt: skip
         capture.open()
         self._capture = capture
@@ -213,6 +221,11 @@ class Recorder:
         self._mode.end()
         if capture is not None:
             capture.close()
+
+    def _is_ours(self, parameter: Tensor) -> bool:
+        if id(parameter) in self._model.parameters:
+            return True
+        return any(parameter is own for own in self._model.root.parameters())
 
     def _is_due(self) -> bool:
         if self._steps is not None:

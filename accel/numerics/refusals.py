@@ -11,7 +11,7 @@ def recordable(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: `model` is no module.
-        ValueError: Hooks would not see what it computes.
+        ValueError: Hooks would not see what it computes, or it has parameters to come.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"record takes a torch.nn.Module, got {type(model).__name__}")
@@ -24,6 +24,11 @@ def recordable(model: nn.Module) -> nn.Module:
                 f"{name or 'the model'} is {kind}: hooks do not see what it computes; record the "
                 "plain module"
             )
+    lazy = [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]
+    if lazy:
+        raise ValueError(
+            f"the parameter {lazy[0]} is not there yet: call the lazy model once, then record it"
+        )
     return model
 
 

@@ -34,9 +34,10 @@ def measure(kept: Path | None) -> None:
     import environment
 
     from benchmarks.fault_zoo import running
+    from benchmarks.fault_zoo.packing import packed
 
     begun = time.perf_counter()
-    result = running.run(kept)
+    result = packed(running.run(kept))
     result["processes"] = running.PROCESSES
     result["seconds"] = round(time.perf_counter() - begun, 1)
     print(f"written: {environment.write('fault_zoo', result)}")

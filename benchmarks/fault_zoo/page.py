@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.fault_zoo import summary
+from benchmarks.fault_zoo.packing import unpacked
 from benchmarks.fault_zoo.recorded import FULL, SKETCH
 from benchmarks.fault_zoo.rules import RULES
 from benchmarks.fault_zoo.workload import PRECISIONS
@@ -22,8 +23,7 @@ Document = dict[str, Any]
 
 def load() -> Document:
     """The results."""
-    document: Document = json.loads(RESULTS.read_text())
-    return document
+    return unpacked(json.loads(RESULTS.read_text()))
 
 
 def tables(document: Document) -> str:
@@ -34,7 +34,7 @@ def tables(document: Document) -> str:
             _rules(document),
             "### Faults: the smallest strength that is named",
             _faults(document),
-            "### Benign runs: operators accused",
+            "### Benign runs: operators accused in float32, autocast, bfloat16",
             _variants(document),
             "### What is missed",
             _missed(document),
@@ -111,24 +111,26 @@ def _faults(document: Document) -> str:
 
 
 def _variants(document: Document) -> str:
-    rows = []
+    runs: dict[tuple[str, str], dict[str, Document]] = {}
     for run in document["variants"]:
-        scores = run["rules"]
-        others = [scores[rule.name]["false"] for rule in RULES]
-        quiet = sum(1 for count in others if count == 0)
-        rows.append(
-            [
-                run["variant"],
-                run["summary"],
-                run["model"],
-                run["precision"],
-                scores[FULL]["false"],
-                scores[SKETCH]["false"],
-                f"{max(others)} at most; {quiet} of {len(others)} rules none",
-            ]
-        )
-    head = ["variant", "what is otherwise", "model", "precision", "full", "sketch", "other rules"]
+        runs.setdefault((run["variant"], run["model"]), {})[run["precision"]] = run
+    rows = []
+    for (name, model), by_precision in runs.items():
+        cells = [
+            _each(by_precision, lambda scores: scores[FULL]["false"]),
+            _each(by_precision, lambda scores: scores[SKETCH]["false"]),
+            _each(by_precision, lambda scores: max(scores[r.name]["false"] for r in RULES)),
+        ]
+        summary_of = next(iter(by_precision.values()))["summary"]
+        rows.append([name, summary_of, model, *cells])
+    head = ["variant", "what is otherwise", "model", "full", "sketch", "the worst other rule"]
     return _table(head, rows)
+
+
+def _each(runs: dict[str, Document], count: Callable[[Document], int]) -> str:
+    """A count in float32, autocast and bfloat16."""
+    found = (runs.get(precision) for precision in PRECISIONS)
+    return ", ".join("-" if run is None else str(count(run["rules"])) for run in found)
 
 
 def _missed(document: Document) -> str:

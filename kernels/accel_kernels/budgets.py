@@ -2,8 +2,8 @@
 
 The rule (DESIGN, section 5): a result may be at most `FACTOR` times as far from the float64 truth
 as an independent implementation in the same dtype is, plus the rounding of the output itself.
-It is for a kernel that has an independent implementation to be measured against; an operator without
-one is judged by its own float64 replay (`accel.numerics.replay`).
+It is for a kernel that has an independent implementation to be measured against; an operator
+without one is judged by its own float64 replay (`accel.numerics.replay`).
 
 "As far" means the root mean square of the error. It is stable: in 8,800 right results (attention
 outputs and gradients by three kernels, float32 and bfloat16, 100 seeds; measured by

@@ -66,19 +66,34 @@ def batch(rows: int = ROWS) -> tuple[Tensor, Tensor]:
     return torch.randn(rows, LENGTH, WIDTH), torch.randn(rows, LENGTH, CLASSES)
 
 
-def train(net: nn.Module, x: Tensor, y: Tensor, *, foreach: bool = True, steps: int = 2) -> None:
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def cubes(out: Tensor, target: Tensor) -> Tensor:
+    """A loss whose backward computes a power of what the forward made anew."""
+    return ((out - target) ** 3).mean()
+
+
+def squares(out: Tensor, target: Tensor) -> Tensor:
+    return (out - target).square().mean()
+
+
+def train(
+    net: nn.Module, x: Tensor, y: Tensor, *, foreach: bool = True, steps: int = 2,
+    loss: Loss = F.mse_loss,
+) -> None:  # fmt: skip
     optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, foreach=foreach)
     for _ in range(steps):
         optimizer.zero_grad()
-        F.mse_loss(net(x), y).backward()
+        loss(net(x), y).backward()
         optimizer.step()
 
 
-def single(path: Path, *, level: Any = "sketch", rows: int = ROWS) -> None:
+def single(path: Path, *, level: Any = "sketch", rows: int = ROWS, loss: Loss = F.mse_loss) -> None:
     """The same training in one process."""
     net, given = model(), batch(rows)
     with record(net, path, level=level, steps=[0, 1]):
-        train(net, *given)
+        train(net, *given, loss=loss)
 
 
 # --- in two processes -----------------------------------------------------------------------------
@@ -159,11 +174,11 @@ Wrap = Callable[[Net], nn.Module]
 
 def recorded(
     out: Path, name: str, wrap: Wrap, given: tuple[Tensor, Tensor], *, level: Any = "sketch",
-    foreach: bool = True, fault: Any = None, steps: int = 2,
+    foreach: bool = True, fault: Any = None, steps: int = 2, loss: Loss = F.mse_loss,
 ) -> nn.Module:  # fmt: skip
     net = wrap(model())
     with fault or nullcontext(), record(net, out / name, level=level, steps=[0, 1]):
-        train(net, *given, foreach=foreach, steps=steps)
+        train(net, *given, foreach=foreach, steps=steps, loss=loss)
     return net
 
 
@@ -190,6 +205,14 @@ def compared_with_unrecorded(
 
 def same_ddp(out: Path, name: str) -> None:
     compared_with_unrecorded(out, name, ddp, part(batch()))
+
+
+def ddp_cubes(out: Path, name: str) -> None:
+    recorded(out, name, ddp, part(batch()), loss=cubes)
+
+
+def ddp_squares(out: Path, name: str) -> None:
+    recorded(out, name, ddp, part(batch()), loss=squares)
 
 
 def same_fsdp(out: Path, name: str) -> None:

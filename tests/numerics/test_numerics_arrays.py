@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -298,7 +298,13 @@ class Small(torch.nn.Module):
         return self.fc(self.norm(x))
 
 
-def foreign_run(path: Path, model: Small, x: torch.Tensor, epsilon: float) -> None:
+def foreign_run(
+    path: Path,
+    model: Small,
+    x: torch.Tensor,
+    epsilon: float,
+    level: Literal["sketch", "full"] = "sketch",
+) -> None:
     """The same step in NumPy, in float32."""
     given = {name: p.detach().numpy() for name, p in model.named_parameters()}
     array = x.numpy()
@@ -307,7 +313,8 @@ def foreign_run(path: Path, model: Small, x: torch.Tensor, epsilon: float) -> No
     normal = normal * given["norm.weight"] + given["norm.bias"]
     out = normal @ given["fc.weight"].T + given["fc.bias"]
     gradient = (2 * out / out.size).astype(np.float32)
-    with ArrayRecorder(path, framework="numpy", versions={"numpy": np.__version__}) as recorder:
+    about = {"numpy": np.__version__}
+    with ArrayRecorder(path, framework="numpy", versions=about, level=level) as recorder:
         for name, parameter in given.items():
             recorder.parameter(name, parameter)
         recorder.module("norm", inputs={"0": array}, outputs={"0": normal}, class_name="LayerNorm")
@@ -334,3 +341,31 @@ def test_a_step_of_numpy_is_compared_with_one_of_torch(tmp_path: Path) -> None:
     assert not wrong.ok
     assert "norm" in wrong.verdict.sentence
     assert "fc" not in wrong.verdict.sentence
+    assert len(wrong.zoom) == 2
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_elements_of_numpy_are_held_against_float64_of_torch_s(
+    tmp_path: Path, swapped: bool
+) -> None:
+    torch.manual_seed(0)
+    model, x = Small(), torch.randn(16, 8)
+    with record(model, tmp_path / "torch", level="full"):
+        model(x).square().mean().backward()
+    foreign_run(tmp_path / "wrong", model, x, 1e-3, level="full")
+    runs = [tmp_path / "torch", tmp_path / "wrong"]
+    found = compare(*(reversed(runs) if swapped else runs))
+    us, them = ("candidate", "reference") if swapped else ("reference", "candidate")
+    assert found.verdict.kind == "different program"
+    assert found.verdict.run == them
+    assert found.verdict.sentence == (
+        f"output 0 of norm differs by more than rounding explains, and the {us}'s 1 operator there "
+        f"(native_layer_norm) is right by float64 replay: the {them}'s framework computes "
+        "something else there, or its program asks for something else"
+    )
+    assert found.zoom == ()  # nothing more to record
+    worst = found.row("output 0 of norm").elements[0]
+    ours, theirs = getattr(worst, us), getattr(worst, them)
+    assert abs(theirs - worst.exact) > 2 * abs(ours - worst.exact)
+    assert worst.ulps > 100
+    assert any(fact.startswith(f"element {list(worst.index)}: ") for fact in found.verdict.evidence)

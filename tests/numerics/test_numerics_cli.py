@@ -53,7 +53,7 @@ def test_a_fault_exits_1_and_names_the_operator(
     command = ["compare", str(runs / "a"), str(runs / "wrong"), "--worst", "3"]
     assert main([*command, "--html", str(page), "--json", str(document)]) == 1
     out = capsys.readouterr().out
-    assert out.startswith("Faulty operator: forward:blocks.0.mlp.1/gelu#0 of the candidate is not")
+    assert out.startswith("Faulty operator: the candidate's gelu in blocks.0.mlp.1 (tests/")
     assert out.splitlines()[-1] == f"report: {page}"
     found = json.loads(document.read_text())
     assert found["ok"] is False
@@ -74,7 +74,7 @@ def test_what_cannot_be_decided_exits_3_with_a_command(
 ) -> None:
     assert main(["compare", str(runs / "sketch"), str(runs / "wrong-sketch")]) == 3
     out = capsys.readouterr().out
-    assert out.startswith("Cannot decide: forward:blocks.0.mlp.1/gelu#0 is the first value")
+    assert out.startswith("Cannot decide: gelu in blocks.0.mlp.1 (tests/")
     assert "accel record --level full --only blocks.0.mlp.1 --steps 0 --out " in out
 
 
@@ -155,7 +155,7 @@ def test_replay_of_a_fault_exits_1(
     command = ["replay", str(runs / "wrong"), "--html", str(page), "--json", str(document)]
     assert main(command) == 1
     out = capsys.readouterr().out
-    assert "first forward:blocks.0.mlp.1/gelu#0" in out
+    assert "forward:blocks.0.mlp.1/gelu#0" in out
     row = next(line for line in out.splitlines() if line.startswith("out "))
     assert row.split()[1] == "forward:blocks.0.mlp.1/gelu#0"
     found = json.loads(document.read_text())

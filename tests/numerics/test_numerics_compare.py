@@ -243,7 +243,7 @@ def test_another_batch() -> None:
     b.x = b.x[torch.randperm(16, generator=torch.Generator().manual_seed(1))]
     found = compared(Mlp(keep=False), b)
     assert found.verdict.kind == "different weight/input"
-    assert "input 0 differs: same elements in another order" in found.verdict.sentence
+    assert "the input 0 has the same elements in another order" in found.verdict.sentence
 
 
 def test_a_tensor_that_no_one_named() -> None:
@@ -252,17 +252,36 @@ def test_a_tensor_that_no_one_named() -> None:
     b.mask[3, 4] += 1
     found = compared(Mlp(keep=False), b)
     assert found.verdict.kind == "different weight/input"
-    assert "other of forward:/mul#0" in found.verdict.sentence
+    assert (
+        "a tensor that was made before the step, other of mul in the model itself"
+        in found.verdict.sentence
+    )
     assert "only about 1 of 384 elements differ" in found.verdict.sentence
 
 
 @pytest.mark.parametrize(
     ("changes", "kind", "said"),
     [
-        ({"training": False}, "different switch", "training is eval"),
-        ({"autocast": "bfloat16"}, "different switch", "autocast is bfloat16"),
-        ({"gradients": False}, "different switch", "gradients is off"),
-        ({"arguments": {"causal": True}}, "different program", "causal is True"),
+        (
+            {"training": False},
+            "different switch",
+            "the model runs in evaluation mode, in the reference in training mode",
+        ),
+        (
+            {"autocast": "bfloat16"},
+            "different switch",
+            "runs under autocast to bfloat16, in the reference without autocast",
+        ),
+        (
+            {"gradients": False},
+            "different switch",
+            "the model runs without gradients, in the reference with gradients",
+        ),
+        (
+            {"arguments": {"causal": True}},
+            "different program",
+            "the model's argument causal is True, in the reference not given",
+        ),
     ],
 )
 def test_another_mode(changes: dict[str, Any], kind: str, said: str) -> None:
@@ -307,7 +326,7 @@ def test_another_eps(keep: bool) -> None:
     b.eps = 1e-3
     found = compared(Mlp(keep=keep), b)
     assert found.verdict.kind == "different program"
-    assert "argument eps is 0.001 where the reference has 1e-05" in found.verdict.sentence
+    assert "another argument: eps is 0.001 where the reference has 1e-05" in found.verdict.sentence
     assert found.verdict.operator == key("forward:1/native_layer_norm#0")
     assert len(found.findings) == 1  # the values follow from it
 
@@ -330,7 +349,7 @@ def test_one_autocast_rule_missing() -> None:
         "computes in float32 where the reference computes in bfloat16: a rule of autocast "
         "(bfloat16) is missing or different" in found.verdict.sentence
     )
-    assert "2 casts there are missing in the candidate, 0 are extra" in found.verdict.evidence
+    assert "casts there: 2 missing in the candidate, 0 extra" in found.verdict.evidence
 
 
 def test_another_dtype_without_autocast_is_another_program() -> None:
@@ -435,7 +454,7 @@ def test_the_text_lists_the_worst_values() -> None:
     b = Mlp()
     b.faults["forward:3/mm"] = scaled(1.001)
     lines = compared(Mlp(), b).to_text(worst=2).splitlines()
-    assert lines[0].startswith("Faulty operator: forward:3/mm#0 of the candidate is not what")
+    assert lines[0].startswith("Faulty operator: the candidate's mm in 3 (model.py:")
     table = [line for line in lines if line.startswith(("faulty ", "carried ", "equal "))]
     assert len(table) == 2
     assert table[0].split()[:2] == ["faulty", "forward:3/mm#0"]
@@ -456,17 +475,6 @@ def test_the_first_step_that_differs_decides() -> None:
     assert [one.kind for one in found.steps] == ["same", "faulty operator", "faulty operator"]
     assert found.verdict.operator == key("forward:2/gelu#0")
     assert compare(left, right, step=0).verdict.kind == "same"
-
-
-def test_trained_weights_drift_and_are_no_precondition() -> None:
-    a = [Mlp(index=i, keep=False) for i in range(2)]
-    b = [Mlp(index=i, keep=False) for i in range(2)]
-    b[1].weights[0] = b[1].weights[0] + 1e-6 * normal(48, 32, seed=9)
-    found = compare(run(*(one.step() for one in a)), run(*(one.step() for one in b)))
-    assert found.verdict.kind == "same"
-    assert [one.kind for one in found.steps] == ["same", "rounding only"]
-    alone = compare(run(a[1].step()), run(b[1].step()))
-    assert alone.verdict.kind == "different weight/input"
 
 
 def test_no_step_in_common() -> None:

@@ -132,6 +132,26 @@ def test_right_runs_agree(runs: Path, tmp_path: Path, what: str, reference: str)
         assert any(row.aligned == "content" for row in found.rows)
 
 
+def test_both_runs_are_held_against_the_step_in_float64(runs: Path, tmp_path: Path) -> None:
+    with Faulty("gelu", tanh_gelu, at=0):
+        found = against(runs, tmp_path, language())
+    rows = [row for row in found.rows if row.key is not None and row.candidate and row.reference]
+    strayed = [(row.reference.accumulated, row.candidate.accumulated) for row in rows]  # type: ignore[union-attr]
+    assert sum(None not in pair for pair in strayed) > 0.9 * len(rows)
+    faulty = next(i for i, row in enumerate(rows) if row.name.endswith("mlp.1/gelu#0"))
+    for left, right in strayed[:faulty]:
+        assert left is None or left == right  # all the same before it, and not far from float64
+        assert left is None or left < 100.0
+    left, right = strayed[faulty]
+    assert left is not None and right is not None
+    assert right > 100 * left
+    # A window has no graph that starts from the step's sources.
+    recorded(tmp_path / "c", case("language"), model=language(), level="full", only=["blocks.1.*"])
+    window = compare(runs / "full", tmp_path / "c")
+    assert any(row.candidate is not None for row in window.rows)
+    assert all(row.candidate is None or row.candidate.accumulated is None for row in window.rows)
+
+
 # --- what the issue names -------------------------------------------------------------------------
 
 
@@ -287,8 +307,8 @@ def test_zoom_names_the_operator_with_elements(
         run_program(name, arguments=["train.py", name])
     assert main(["compare", "a", "b"]) == 3
     said = capsys.readouterr().out
-    key = "forward:blocks.1.attention.out/addmm#0"
-    assert f"{key} is the first value that differs by more" in said
+    key, words = "forward:blocks.1.attention.out/addmm#0", "addmm in blocks.1.attention.out"
+    assert f"{words} (" in said
     commands = [line.strip() for line in said.splitlines() if line.startswith("  accel record")]
     assert len(commands) == 2
     for command in commands:
@@ -297,7 +317,7 @@ def test_zoom_names_the_operator_with_elements(
         done = accel(tmp_path, *given)
         assert done.returncode == 0, done.stderr
     assert main(["compare", "a-zoom", "b-zoom", "--json", "r.json"]) == 1
-    assert capsys.readouterr().out.startswith(f"Faulty operator: {key} of the candidate")
+    assert capsys.readouterr().out.startswith(f"Faulty operator: the candidate's {words} (")
     found = json.loads(Path("r.json").read_text())
     row = next(row for row in found["rows"] if row["name"] == key)
     worst = row["elements"][0]

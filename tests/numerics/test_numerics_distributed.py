@@ -11,7 +11,17 @@ import pytest
 from accel.numerics import Comparison, compare, load_recording
 from accel.numerics.storage.entries import Shard
 from tests.numerics.distributed_runs import answers, launch, launched_well
-from tests.numerics.distributed_worker import CLASSES, HIDDEN, LENGTH, ROWS, WIDTH, single
+from tests.numerics.distributed_worker import (
+    CLASSES,
+    HIDDEN,
+    LENGTH,
+    ROWS,
+    WIDTH,
+    Loss,
+    cubes,
+    single,
+    squares,
+)
 from tests.numerics.numerics_zoo import one_thread  # noqa: F401
 
 SAME = ("same_ddp", "same_views", "same_checkpointed", "same_fsdp", "same_tp", "same_sp")
@@ -58,6 +68,20 @@ def test_two_processes_agree_with_one(alone: Path, two: Path, run: str) -> None:
     for phase, count in (("forward", 15), ("backward", 25), ("optimizer", 84)):
         found = statuses(comparison, phase)
         assert found["equal"] + found["rounding"] >= count, (phase, found)
+
+
+@pytest.mark.parametrize(("run", "loss"), [("ddp_cubes", cubes), ("ddp_squares", squares)])
+def test_what_a_backward_computes_anew_is_no_gradient_of_a_mean(
+    tmp_path: Path, run: str, loss: Loss
+) -> None:
+    """Powers of the outputs are not divided by the number of ranks, gradients are."""
+    single(tmp_path / "one", loss=loss)
+    launched_well(tmp_path, run)
+    comparison = compare(tmp_path / "one", tmp_path / run)
+    assert comparison.verdict.kind == "rounding only", comparison.verdict
+    powers = [row for row in comparison.rows if row.phase == "backward" and row.op == "pow"]
+    assert powers
+    assert {row.status for row in powers} <= {"equal", "rounding"}
 
 
 @pytest.mark.parametrize("run", ["same_tp", "same_sp"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 import shutil
@@ -21,11 +22,11 @@ from accel.numerics.comparing.comparison import (
     Kind,
     Precondition,
     RankCell,
+    Row,
     StepSummary,
     Unmatched,
     Verdict,
 )
-from accel.numerics.pages.arguments import Given
 from accel.numerics.pages.drill import details, why_no_elements
 from accel.numerics.pages.page import to_html
 from accel.numerics.pages.plots import regions
@@ -37,9 +38,13 @@ from tests.numerics.page_parser import Page
 HOSTILE = "</script><script>alert('x')</script><!--<img src=x onerror=alert(1)>\"&\x00\x1b\u202e"
 
 GIVEN = (
-    Given("self", "float32 [4, 8]", "float32 [4, 8]"),
-    Given("approximate", "'none'", "'tanh'"),
+    ("self", "float32 [4, 8]", "float32 [4, 8]"),
+    ("approximate", "'none'", "'tanh'"),
 )
+
+
+def given_row(given: tuple[tuple[str, str, str], ...]) -> Row:
+    return replace(faulty_row(), arguments=given)
 
 
 def everything() -> Comparison:
@@ -229,8 +234,6 @@ def test_sections_without_data_say_why() -> None:
     off = to_html(comparison((row(0),)))
     assert "comparing was asked not to" in section(off, "isolated")
     assert "nothing is attributed" in section(off, "loss")
-    # The recordings of a comparison made by hand are not there.
-    assert "were given is missing here" in section(text, "notes")
     for anchor in ("zoom", "flagged", "also", "modules", "ranks", "steps"):
         assert f'id="{anchor}"' not in text
 
@@ -261,7 +264,7 @@ def test_the_less_accurate_run_is_shown_and_a_faulty_one_before_all() -> None:
 
 
 def test_the_drill_down_holds_circumstances_errors_histogram_and_elements() -> None:
-    page = Page(details(faulty(), faulty_row(), GIVEN))
+    page = Page(details(faulty(), given_row(GIVEN)))
     for text in ("models/net.py:12 (forward)", "float32 [4, 8]", "blocks.2 (Block)"):
         assert text in page.text
     assert "0.00021 the candidate's own error, 0 came with the inputs, 4e-08 the" in page.text
@@ -275,8 +278,8 @@ def test_the_drill_down_holds_circumstances_errors_histogram_and_elements() -> N
     assert cells[3:9] == ["self", *["float32 [4, 8]"] * 2, "approximate", "'none'", "'tanh'"]
     assert page.tags.count("tr") == 3 + 3 + 2
     assert [f.get("class") for tag, f in page.attributes if tag == "tr"][:3] == [None, None, "bad"]
-    assert "in both runs" in Page(details(faulty(), faulty_row(), GIVEN[:1])).text
-    short = Page(details(faulty(), faulty_row(), GIVEN, is_rich=False)).text
+    assert "in both runs" in Page(details(faulty(), given_row(GIVEN[:1]))).text
+    short = Page(details(faulty(), given_row(GIVEN), is_rich=False)).text
     assert "faulty, R 2.5e+03 (limit 15), M 1.2e+04 (limit 30), own error 4e-08" in short
     assert "approximate 'none' in the reference, 'tanh' in the candidate" in short
 
@@ -290,7 +293,7 @@ def test_the_page_says_why_there_are_no_elements() -> None:
     assert "not replayed (no reference)" in why_no_elements(full, skipped)
     checked = row(0, candidate=accuracy(instance=key(1)))
     assert "checked in the run" in why_no_elements(full, checked)
-    assert "of the same signature" in Page(details(full, checked, ())).text
+    assert "of the same signature" in Page(details(full, checked)).text
     other = row(0, candidate=accuracy(), histogram=((0.0, 1),))
     assert "least accurate" in why_no_elements(full, other)
 
@@ -316,7 +319,8 @@ def test_coverage_counts_what_was_not_checked_and_lists_what_is_missing() -> Non
     found = replace(faulty(), unmatched=missing)
     text = section(to_html(found), "coverage")
     page = Page(f"<section>{text.split('>', 1)[1]}</section>")
-    assert "6 operators checked, 2 not checked, 3 with nothing to check" in page.text
+    assert "6 operators replayed, 0 judged by another of the same signature" in page.text
+    assert "2 not checked, 3 with nothing to check" in page.text
     assert "300 without a counterpart" in page.text
     assert "The first 200 of 300" in page.text
     assert "no reference" in page.text
@@ -373,7 +377,7 @@ def test_a_coverage_of_nothing_and_a_comparison_of_nothing_are_pages_too() -> No
     assert Page(to_html(empty)).data["rows"] == []
 
 
-def test_what_operators_were_given_is_read_from_the_recordings(tmp_path: Path) -> None:
+def test_what_operators_were_given_is_on_the_page(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
     inputs = torch.randn(4, 8)
     for name, eps in (("a", 1e-5), ("b", 1e-3)):
@@ -381,17 +385,17 @@ def test_what_operators_were_given_is_read_from_the_recordings(tmp_path: Path) -
         with record(model, tmp_path / name):
             model(inputs)
     found = compare(tmp_path / "a", tmp_path / "b")
+    for name in ("a", "b"):
+        shutil.rmtree(tmp_path / name)  # the page needs no recordings
     page = Page(found.to_html())
-    assert "missing here" not in page.text
     (row,) = (i for i, one in enumerate(found.rows) if one.name.endswith("layer_norm#0 output 0"))
     inside = Page(page.data["details"][row])
     cells = [text for tag, text in inside._texts if tag in ("td", "th")]
     at = cells.index("eps")
     assert cells[at : at + 3] == ["eps", "1e-05", "0.001"]
     assert "float32 [4, 8]" in cells
-    shutil.rmtree(tmp_path / "b")
-    gone = found.to_html()
-    assert f"what the operators of {tmp_path / 'b'} were given is missing here" in Page(gone).text
+    document = json.loads(found.to_json())
+    assert ["eps", "1e-05", "0.001"] in document["rows"][row]["arguments"]
 
 
 def test_what_the_table_leaves_out_is_stated_and_not_linked_to(

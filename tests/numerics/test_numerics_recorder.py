@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -348,3 +350,143 @@ def test_compiled_functions_run_as_they_are_written_and_that_is_said(tmp_path: P
     assert "forward:/gelu#0" in names(found)
     assert "backward:/gelu#0/gelu_backward#0" in names(found)
     assert [one.what for one in found.skipped] == ["torch.compile"]
+
+
+def test_a_program_that_compiles_nothing_hears_nothing_of_it(tmp_path: Path) -> None:
+    code = (
+        "import sys, torch, torch._dynamo\n"
+        "from accel.numerics import load_recording, record\n"
+        "model = torch.nn.Linear(2, 2)\n"
+        "with record(model, sys.argv[1]):\n"
+        "    model(torch.ones(1, 2))\n"
+        "assert load_recording(sys.argv[1]).ranks[0].steps[0].skipped == ()\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "r")], check=True)
+
+
+def test_modules_and_parameters_may_be_exchanged_between_steps(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    with record(model, tmp_path / "r", every=1):
+        for _ in range(3):
+            # Each time at the address of the one before, maybe: names go by what is there now.
+            model[1] = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+            optimizer = torch.optim.SGD(model.parameters(), 0.1)
+            model(torch.randn(5, 4)).sum().backward()
+            optimizer.step()
+            del optimizer
+    steps = load_recording(tmp_path / "r").ranks[0].steps
+    assert sorted(steps) == [0, 1, 2]
+    for found in (steps[1], steps[2]):
+        assert "forward:1.0/addmm#0" in names(found)
+        assert {one.name for one in found.updates} == {n for n, _ in model.named_parameters()}
+
+
+def test_a_model_that_is_copied_or_saved_in_a_recorded_step(tmp_path: Path) -> None:
+    model, x = made(Mlp), case("mlp").inputs
+    with record(model, tmp_path / "r"):
+        model(x)
+        count = len(names(first_step(tmp_path / "r")))
+        twin = copy.deepcopy(model)
+        averaged = torch.optim.swa_utils.AveragedModel(model)
+        torch.save(model, tmp_path / "model.pt")
+        before = len(first_step(tmp_path / "r").modules)
+        for other in (twin, averaged, torch.load(tmp_path / "model.pt", weights_only=False)):
+            assert torch.equal(other(x), model(x))
+    after = first_step(tmp_path / "r")
+    assert count < len(after.operators)
+    # Only the recorded model's own calls were told.
+    assert len(after.modules) == before + 3 * before
+
+
+def test_other_threads_are_not_seen_and_that_is_said(tmp_path: Path) -> None:
+    model, x = made(Mlp), case("mlp").inputs
+    with record(model, tmp_path / "r"), torch.no_grad():
+        model(x)
+        thread = threading.Thread(target=lambda: [model(x) for _ in range(20)])
+        thread.start()
+        thread.join()
+        model(x)
+    found = first_step(tmp_path / "r")
+    assert [call.call for call in found.modules if call.module == ""] == [0, 1]
+    assert any("calls of modules in threads" in one.what for one in found.skipped)
+
+
+def test_no_hook_stays_on_a_parameter_that_a_module_returns(tmp_path: Path) -> None:
+    class Returns(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.weight
+
+    model = nn.Sequential(Returns())
+    with record(model, tmp_path / "r"):
+        model(torch.ones(3)).sum().backward()
+    assert not model[0].weight._backward_hooks
+
+
+def test_lazy_models_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"weight is not there yet: call the lazy model once"):
+        record(nn.LazyLinear(3), tmp_path / "r")
+
+
+class Count(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("level", ["sketch", "full", "check"])
+def test_the_programs_own_modes_do_not_see_the_recorder(tmp_path: Path, level: Any) -> None:
+    one = case("mlp")
+    plain, watched = Count(), Count()
+    first, second = made(one.model), made(one.model)
+    with plain:
+        step(first, one)
+    recorder = record(second, tmp_path / "r", level=level)
+    with watched, recorder:
+        step(second, one)
+    assert watched.seen == plain.seen
+
+
+@pytest.mark.parametrize("where", ["sparse", "functorch", "nested"])
+def test_tensors_without_memory_of_their_own(tmp_path: Path, where: str) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+            self.register_buffer("adjacent", torch.eye(3).to_sparse())
+
+        def forward(self, x: Tensor) -> Tensor:
+            if where == "sparse":
+                return torch.sparse.mm(self.adjacent, self.linear(x))
+            if where == "functorch":
+                return torch.func.vmap(torch.func.grad(lambda row: self.linear(row).sum()))(x)
+            nested = torch.nested.nested_tensor([x, x[:2]], layout=torch.jagged)
+            return self.linear(nested).to_padded_tensor(0.0)
+
+    model = Model()
+    x = torch.randn(3, 4)
+    expected = model(x)
+    for level in ("sketch", "full", "check"):
+        with record(model, tmp_path / level, level=level):
+            assert torch.equal(model(x), expected)
+        assert first_step(tmp_path / level).end is not None
+
+
+def test_an_optimizer_in_the_backward_gets_every_gradient(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    optimizers = {p: torch.optim.SGD([p], 0.1) for p in model.parameters()}
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p: optimizers[p].step())
+    with record(model, tmp_path / "r"):
+        model(torch.randn(3, 4)).sum().backward()
+    found = first_step(tmp_path / "r")
+    parameters = {s.name: s.value for s in found.sources.values() if s.kind == "parameter"}
+    assert set(parameters) == {name for name, _ in model.named_parameters()}
+    assert all(value in found.adjoints for value in parameters.values())

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from accel.numerics.pages.arguments import described
+from accel.numerics.comparing.given import described
 from accel.numerics.pages.replayed import replay_to_html
 from accel.numerics.recorder import record
 from accel.numerics.replaying.walk import Replay, replay

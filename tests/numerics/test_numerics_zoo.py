@@ -16,6 +16,7 @@ from benchmarks.fault_zoo.assessing_ranks import assess_collectives
 from benchmarks.fault_zoo.changes import CHANGES
 from benchmarks.fault_zoo.faults import KINDS, Altered, Injector
 from benchmarks.fault_zoo.ours import judged
+from benchmarks.fault_zoo.packing import packed, unpacked
 from benchmarks.fault_zoo.roundings import to_bits
 from benchmarks.fault_zoo.traces import Trace, places
 from benchmarks.fault_zoo.variants import VARIANTS, prepared
@@ -220,6 +221,16 @@ def test_the_targets_are_met() -> None:
     assert (fp32.share, fp32.alarms, fp32.wrong) == (1.0, 0, 0)
     assert bf16.share >= 0.85
     assert (bf16.alarms, bf16.wrong) == (0, 0)
+
+
+def test_results_are_packed_and_unpacked() -> None:
+    document = page.load()
+    again = unpacked(json.loads(json.dumps(packed(document))))
+    assert [case["rules"] for case in again["faults"]] == [
+        case["rules"] for case in document["faults"]
+    ]
+    with pytest.raises(ValueError, match="is no score"):
+        unpacked({"summaries": {}, "faults": [], "variants": [{"rules": {"r": "many flags"}}]})
 
 
 def test_counting() -> None:

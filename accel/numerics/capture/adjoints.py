@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from accel.numerics.capture.naming import Names, Origin
 from accel.numerics.capture.schemas import Schema
@@ -50,7 +51,15 @@ class Adjoints:
         self._everywhere = everywhere
         self._followed: set[int] = set()
         self._seed: Operator | None = None  # an `ones_like` that a backward may begin with
-        self.is_active = True
+        self._handles: list[RemovableHandle] = []
+        self._is_active = True
+
+    def close(self) -> None:
+        """Hear no more; nothing stays on tensors that outlive the step."""
+        self._is_active = False
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
     def of_output(self, tensor: Tensor, value: int) -> None:
         """Watch for the gradient of a module's output that holds `value`."""
@@ -58,10 +67,10 @@ class Adjoints:
             return
 
         def arrived(gradient: Tensor) -> None:
-            if self.is_active:
+            if self._is_active:
                 self.add(value, gradient)
 
-        tensor.register_hook(arrived)
+        self._handles.append(tensor.register_hook(arrived))
 
     def add(self, of: int, gradient: Tensor, *, is_copy: bool = False) -> None:
         """A gradient is there; of a parameter, data-parallel processes have copies."""
@@ -101,7 +110,7 @@ class Adjoints:
         self._followed.add(-1 - number)  # numbers from 0 are those followed, below are watched
 
         def reached(gradients: tuple[Tensor | None, ...]) -> None:
-            if not self.is_active:
+            if not self._is_active:
                 return
             outputs = self._names.origin_of(node).outputs
             for value, gradient in zip(outputs, gradients, strict=False):
@@ -109,4 +118,4 @@ class Adjoints:
                     self.add(value, gradient)
             self._follow(node)
 
-        node.register_prehook(reached)
+        self._handles.append(node.register_prehook(reached))

@@ -23,14 +23,14 @@ class Uncompiled:
 
     def begin(self) -> Skipped | None:
         """Switch compilation off; what to write down about it, or None where there is none."""
-        if "torch._dynamo" not in sys.modules or self._stance is not None:
+        if self._stance is not None or not _is_anything_compiled():
             return None
         self._stance = torch.compiler.set_stance("force_eager")
         self._stance.__enter__()
         return Skipped(
             "torch.compile",
-            "functions that the program compiles, if any, ran uncompiled in this step: their "
-            "compiled code is not what was recorded",
+            "functions that the program compiles ran uncompiled in this step: their compiled code "
+            "is not what was recorded",
         )
 
     def end(self) -> None:
@@ -38,3 +38,12 @@ class Uncompiled:
         if self._stance is not None:
             self._stance.__exit__(None, None, None)
             self._stance = None
+
+
+def _is_anything_compiled() -> bool:
+    """Whether `torch.compile` was called in this process, as far as torch tells."""
+    frames = sys.modules.get("torch._dynamo.eval_frame")  # optimizers alone import it too
+    if frames is None:
+        return False
+    backends = getattr(frames, "cached_backends", {0: True})  # not public: if unknown, take care
+    return any(backend is not None for backend in backends.values())

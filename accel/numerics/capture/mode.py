@@ -7,7 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _get_current_dispatch_mode,
+    _get_current_dispatch_mode_stack,
+)
 
 from accel.numerics.capture.operators import Operators
 from accel.numerics.capture.schemas import is_plain
@@ -42,6 +46,13 @@ class CaptureMode(TorchDispatchMode):
         if self._is_entered and _get_current_dispatch_mode() is self:
             self.__exit__(None, None, None)
             self._is_entered = False
+
+    def is_seen(self) -> bool:
+        """Whether operators of the thread that asks are seen: modes belong to threads.
+
+        Autograd's threads inherit them, those of the program do not.
+        """
+        return any(mode is self for mode in _get_current_dispatch_mode_stack())
 
     @contextmanager
     def paused(self) -> Iterator[None]:

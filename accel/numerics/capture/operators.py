@@ -173,8 +173,10 @@ class Operators:
         outputs = tuple(
             None
             if tensor is None
+            else values.workspace(tensor)
+            if place == schema.workspace
             else self._output(schema, tensor, given, arguments, inputs, keep=keep)
-            for tensor in outputs_of(result, targets)
+            for place, tensor in enumerate(outputs_of(result, targets))
         )
         return outputs, writes
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -15,22 +15,21 @@ from torch.utils.hooks import RemovableHandle
 
 
 class OptimizerHooks:
-    """Tells when any optimizer that holds a watched parameter begins and ends its step.
+    """Tells when any optimizer that holds a parameter of the model begins and ends its step.
 
     Args:
-        parameters: The watched parameters' names, by Python identity.
+        is_ours: Whether a tensor is a parameter of the model now.
         begins: Called before a step.
         ends: Called after it.
     """
 
     def __init__(
         self,
-        parameters: Mapping[int, object],
+        is_ours: Callable[[Tensor], bool],
         begins: Callable[[Optimizer], None],
         ends: Callable[[Optimizer], None],
     ) -> None:
-        self._parameters, self._begins, self._ends = parameters, begins, ends
-        self._ours: dict[int, bool] = {}
+        self._is_ours, self._begins, self._ends = is_ours, begins, ends
         self._handles: list[RemovableHandle] = []
 
     def attach(self) -> None:
@@ -47,12 +46,7 @@ class OptimizerHooks:
         self._handles.clear()
 
     def _if_ours(self, optimizer: Optimizer, then: Callable[[Optimizer], None]) -> None:
-        known = self._ours.get(id(optimizer))
-        if known is None:
-            groups = optimizer.param_groups
-            known = any(id(p) in self._parameters for group in groups for p in group["params"])
-            self._ours[id(optimizer)] = known
-        if known:
+        if any(self._is_ours(p) for group in optimizer.param_groups for p in group["params"]):
             then(optimizer)
 
 

@@ -15,6 +15,12 @@ _UNINITIALISED = frozenset(
         "aten::new_empty", "aten::new_empty_strided", "aten::empty_quantized", "aten::resize_",
     }
 )  # fmt: skip
+# Which of their results hold notes for the backward in memory that is not all written to: two equal
+# runs differ there.
+_WORKSPACES = {
+    "aten::mkldnn_rnn_layer": 3, "aten::_cudnn_rnn": 3, "aten::miopen_rnn": 3,
+    "aten::cudnn_batch_norm": 3,
+}  # fmt: skip
 # They write to these arguments, which their schemas do not say.
 _UNDECLARED = {
     name: frozenset({"running_mean", "running_var"})
@@ -61,6 +67,7 @@ class Schema:
         is_partial: Whether it writes to some of their elements only.
         is_view: Whether what it returns shares memory with an argument.
         is_uninitialised: Whether its result is whatever was in memory.
+        workspace: Which of its results is a workspace, whose contents mean nothing.
         is_ignored: Whether it computes nothing (profiler marks, `detach`).
         is_collective: Whether other processes take part; what it writes arrives later.
     """
@@ -76,6 +83,7 @@ class Schema:
     rows: str | None
     is_view: bool
     is_uninitialised: bool
+    workspace: int | None
     is_ignored: bool
     is_collective: bool
 
@@ -114,6 +122,7 @@ def _made(func: Any) -> Schema:
         rows=_ROWS.get(name),
         is_view=is_view,
         is_uninitialised=name in _UNINITIALISED,
+        workspace=_WORKSPACES.get(name),
         is_ignored=namespace in _IGNORED_NAMESPACES or name in _IDENTITIES | _WRAPS,
         is_collective=is_collective,
     )

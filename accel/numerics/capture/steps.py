@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -30,6 +30,7 @@ from accel.numerics.storage.entries import (
     Line,
     ModuleCall,
     RootCall,
+    Skipped,
     SourceKind,
     Update,
 )
@@ -57,6 +58,16 @@ class Model:
             for name, buffer in inner.named_buffers(recurse=False):
                 self.tensors.append((f"{path}.{name}".lstrip("."), "buffer", buffer))
 
+    def refreshed(self) -> Model:
+        """The names of what the model holds now: modules and parameters may have been exchanged.
+
+        `fully_shard` exchanges parameters itself, and may have done so for a call that has begun:
+        those of such a model stay as they were when it was given.
+        """
+        if any(hasattr(module, "_get_fsdp_state") for module in self.modules):
+            return self
+        return Model(self.root)
+
     def place_of(self, variable: Tensor) -> tuple[str, str] | None:
         """Module path and name of what is a parameter now: `fully_shard` exchanges them."""
         for module, path in self.modules.items():
@@ -68,7 +79,10 @@ class Model:
     def full_name(self, parameter: Tensor) -> str | None:
         """The name of one of its parameters, as in `named_parameters`; None for other tensors."""
         found = self.parameters.get(id(parameter))
-        return None if found is None else ".".join(filter(None, found))
+        if found is not None:
+            return ".".join(filter(None, found))
+        own = self.root.named_parameters()  # it may have been exchanged since
+        return next((name for name, one in own if one is parameter), None)
 
 
 class StepCapture:
@@ -81,6 +95,8 @@ class StepCapture:
         only: Which operators are kept with all elements at `full`.
         sharding: Which part of a whole the process's tensors are.
         pause: Makes a context in which nothing is recorded.
+        is_seen: Whether operators of the current thread are recorded.
+        kernels: Whose kernels run, for level `check`.
     """
 
     def __init__(
@@ -92,6 +108,8 @@ class StepCapture:
         only: Selection,
         sharding: Sharding,
         pause: Callable[[], AbstractContextManager[None]],
+        is_seen: Callable[[], bool],
+        kernels: str,
     ) -> None:
         self._model, self._writer, self._pause = model, writer, pause
         self._sharding = sharding
@@ -107,16 +125,15 @@ class StepCapture:
         )
         self.operators = Operators(
             self._names, self._values, self._adjoints, only if is_full else Selection([]), emit,
-            self._flush, Checking(emit) if level == "check" else None,
+            self._flush, Checking(emit, kernels) if level == "check" else None,
         )  # fmt: skip
-        self._hooks = ModuleHooks(model.modules, self)
+        self._hooks = ModuleHooks(model.modules, self, is_seen)
         self._uncompiled = Uncompiled()
         self._device = device_type_of(model.root)
         self._inputs: list[tuple[Call, int, dict[str, int]]] = []
         self._known: dict[str, int] = {}  # parameters and buffers
-        self._is_keeping = is_full
+        self._graded: set[str] = set()  # parameters whose gradient was recorded
         self._roots = 0
-        self.had_optimizer = False
 
     def open(self) -> None:
         """Begin: parameters first, so that other weights are seen before anything else."""
@@ -135,12 +152,14 @@ class StepCapture:
         self._hooks.detach()
         self._uncompiled.end()
         with self._pause():
-            if not self.had_optimizer:
-                self._gradients()
+            self._gradients()
+            if self._hooks.unseen:
+                said = f"{self._hooks.unseen} calls of modules in threads that the program started"
+                self._lines.append(Skipped(said, "only the recorder's own thread is seen"))
             self._values.close()
             self._contents.drain()
             self._flush()
-        self._adjoints.is_active = False
+        self._adjoints.close()
         self._writer.end(End(self.operators.count, self._writer.dropped))
 
     def root_is_called(self, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -212,14 +231,13 @@ class StepCapture:
     def optimizer_begins(self, optimizer: Optimizer) -> None:
         """An optimizer begins its step (called by the hooks)."""
         with self._pause():
-            if not self.had_optimizer:
-                self._gradients()
+            own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            self._gradients(own)
             for parameter, slot, tensor in state_of(optimizer):
                 name = self._model.full_name(parameter)
                 if name is not None:
                     self._value(tensor, "state", f"{name}.{slot}")
             self._flush()
-        self.had_optimizer = True
         self._names.enter_optimizer(type(optimizer).__name__)
 
     def optimizer_ends(self, optimizer: Optimizer) -> None:
@@ -239,10 +257,20 @@ class StepCapture:
             of = self._copy if slot == "parameter" else self._value
             self._lines.append(Update(name, slot, of(tensor)))
 
-    def _gradients(self) -> None:
-        for name, kind, parameter in self._model.tensors:
-            if kind == "parameter" and parameter.grad is not None:
-                self._adjoints.add(self._known[name], parameter.grad, is_copy=True)
+    def _gradients(self, own: Collection[int] | None = None) -> None:
+        """Record gradients of parameters, each once: as the first optimizer to use them finds them.
+
+        Args:
+            own: The parameters' identities; all of the model's if None.
+        """
+        for name, parameter in self._model.root.named_parameters():
+            is_asked = own is None or id(parameter) in own
+            if not is_asked or name in self._graded or parameter.grad is None:
+                continue
+            if id(parameter) not in self._model.parameters:  # exchanged since the step began
+                self._known[name] = self._copy(parameter, "parameter", name)
+            self._graded.add(name)
+            self._adjoints.add(self._known[name], parameter.grad, is_copy=True)
 
     # --- lines ------------------------------------------------------------------------------------
 

@@ -69,6 +69,8 @@ class Values:
             tensor: It.
             is_read: Whether an operator is about to read it: what was to come later is then there.
         """
+        if is_opaque(tensor):
+            return None
         storage = self._storages.get(tensor.untyped_storage()._cdata)
         if storage is None:
             return None
@@ -128,6 +130,12 @@ class Values:
             return value
         shard = Shard(tuple(tensor.shape), (0,) * tensor.dim())
         return self._part_line(value, tensor, shard)
+
+    def workspace(self, tensor: Tensor) -> int:
+        """A new value that is known by its memory and has no sketch: its contents mean nothing."""
+        value = self._described(tensor, skipped="a workspace, whose contents mean nothing")
+        self._know(tensor, value)
+        return value
 
     def before(self, tensor: Tensor) -> int:
         """The id of what a tensor holds that is about to be overwritten without being read."""
@@ -422,7 +430,13 @@ def is_opaque(tensor: Tensor) -> bool:
     kind = type(tensor)
     if kind is Tensor or kind is torch.nn.Parameter:
         # The common case, kept cheap.
-        return tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized
+        return (
+            tensor.layout is not torch.strided
+            or tensor.is_meta
+            or tensor.is_quantized
+            or tensor.is_nested
+            or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        )
     return why_not_recorded(tensor) is not None or tensor.layout is not torch.strided
 
 

@@ -9,7 +9,7 @@ boundaries, gradients and updated parameters are aligned by their own names in a
 from __future__ import annotations
 
 import difflib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -158,7 +158,11 @@ def _translated(pairs: Iterable[OperatorPair], paths: Paths) -> dict[tuple[str, 
 
 def _matched(left: list[Operator], right: list[Operator]) -> Iterator[OperatorPair]:
     names = [[plain(one.key.op) for one in side] for side in (left, right)]
-    if names[0] == names[1] or max(map(len, names)) > _LONGEST:
+    if names[0] == names[1]:
+        for x, y in zip(left, right, strict=True):
+            yield OperatorPair(x, y, "name")
+        return
+    if max(map(len, names)) > _LONGEST:
         yield from _by_count(left, right)
         return
     matcher = difflib.SequenceMatcher(None, names[0], names[1], autojunk=False)
@@ -168,11 +172,23 @@ def _matched(left: list[Operator], right: list[Operator]) -> Iterator[OperatorPa
 
 
 def _by_count(left: list[Operator], right: list[Operator]) -> Iterator[OperatorPair]:
-    known = {(plain(one.key.op), one.key.k): one for one in right}
-    for one in left:
-        other = known.get((plain(one.key.op), one.key.k))
+    """The n-th `mul` or `mul_` of one side is the n-th of the other, wherever it stands.
+
+    Counted anew: an operator's own `k` counts `mul` and `mul_` apart.
+    """
+    known = dict(_counted(right))
+    for place, one in _counted(left):
+        other = known.get(place)
         if other is not None:
             yield OperatorPair(one, other, "name")
+
+
+def _counted(side: list[Operator]) -> Iterator[tuple[tuple[str, int], Operator]]:
+    seen: Counter[str] = Counter()
+    for one in side:
+        name = plain(one.key.op)
+        yield (name, seen[name]), one
+        seen[name] += 1
 
 
 # --- boundaries -----------------------------------------------------------------------------------
@@ -226,12 +242,21 @@ def _gradients(
 
 
 def _updates(a: RecordedStep, b: RecordedStep, paths: tuple[Paths, Paths]) -> Iterator[ValuePair]:
-    theirs = {(paths[1].of(one.name), one.slot): one.value for one in b.updates}
-    for one in a.updates:
-        name = paths[0].of(one.name)
-        other = theirs.get((name, one.slot))
+    theirs = dict(_each_update(b, paths[1]))
+    for (name, slot, number), value in _each_update(a, paths[0]):
+        other = theirs.get((name, slot, number))
         if other is not None:
-            op = "parameter" if one.slot == "parameter" else "state"
-            text = f"{one.slot} of {name} after the optimizer"
+            op = "parameter" if slot == "parameter" else "state"
+            times = f", step {number}" if number else ""
+            text = f"{slot} of {name} after the optimizer{times}"
             module = name.rpartition(".")[0]
-            yield ValuePair(text, "optimizer", module, op, one.value, other, "module")
+            yield ValuePair(text, "optimizer", module, op, value, other, "module")
+
+
+def _each_update(step: RecordedStep, paths: Paths) -> Iterator[tuple[tuple[str, str, int], int]]:
+    """Updated values by parameter, slot and how often an optimizer updated it before."""
+    seen: Counter[tuple[str, str]] = Counter()
+    for one in step.updates:
+        place = paths.of(one.name), one.slot
+        yield (*place, seen[place]), one.value
+        seen[place] += 1

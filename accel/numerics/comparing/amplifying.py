@@ -30,6 +30,7 @@ class Case(NamedTuple):
         apart: Relative difference of what it was made from.
         output: Which output it is.
         batch: Its first dimension.
+        last: Its last dimension.
     """
 
     out: Sketch
@@ -37,6 +38,7 @@ class Case(NamedTuple):
     apart: float
     output: int
     batch: int
+    last: int
 
 
 def amplification(a: Contents, one: Measured, inputs: float | None) -> float:
@@ -57,7 +59,8 @@ def amplification(a: Contents, one: Measured, inputs: float | None) -> float:
     if out.norm == 0.0:
         return math.inf
     shape = a.value(one.pair.a).shape
-    case = Case(out, given, inputs or 0.0, one.output, shape[0] if shape else 1)
+    sizes = shape[:1] + shape[-1:] or (1, 1)
+    case = Case(out, given, inputs or 0.0, one.output, *sizes)
     return max(1.0, bound(case))
 
 
@@ -107,6 +110,22 @@ def _normalised_back(case: Case) -> float:
     return 1.0 if case.output == 0 else case.given[0].norm / case.out.norm
 
 
+def _attended_back(case: Case) -> float:
+    """Gradients of queries and keys: weights times what their rows have in common cancels.
+
+    The gradient of a query is the sum over keys k of p (g v - D) k / sqrt(size), with weights p
+    that add up to one, g the gradient of the output, v the values and D the mean of g v: where
+    values or keys are much alike, only rounding of the products is left. Those are as large as
+    |g| |v| |k| / size for rows in random directions.
+    """
+    if len(case.given) < 4 or case.output > 1:
+        return 1.0
+    gradient, query, key, value = case.given[:4]
+    other = key if case.output == 0 else query
+    rows = math.sqrt(max(1.0, value.count / case.last) * max(1.0, other.count / case.last))
+    return gradient.norm * value.norm * other.norm / (rows * case.last * case.out.norm)
+
+
 def _rooted(case: Case) -> float:
     """A square root: steepest at the least element; |sqrt(x) - sqrt(y)| <= sqrt(|x - y|)."""
     of = case.given[0]
@@ -145,6 +164,16 @@ def _fused_step(case: Case) -> float:
     )
 
 
+def _gated(case: Case) -> float:
+    """What passes where an activation is positive: elements near zero pass in one run only.
+
+    Of a tensor that differs by d, about d of the elements change sides, each by all of what it
+    lets pass: sqrt(d) relative L2. LIMIT_16 times a half of that is allowed; 0.9 was measured.
+    """
+    apart = case.apart
+    return 0.5 / math.sqrt(apart) if 0.0 < apart < math.inf else 1.0
+
+
 def _step(case: Case, size: float, least: float) -> float:
     """How much of a step may be other, over the difference of what it was made from."""
     step = math.dist(case.given[0].sums, case.out.sums)
@@ -173,6 +202,31 @@ _BOUNDS: dict[str, Callable[[Case], float]] = {
             "_fused_rms_norm_backward",
         ),
         _normalised_back,
+    ),
+    **dict.fromkeys(
+        (
+            "_scaled_dot_product_flash_attention_for_cpu_backward",
+            "_scaled_dot_product_flash_attention_backward",
+            "_scaled_dot_product_efficient_attention_backward",
+            "_scaled_dot_product_cudnn_attention_backward",
+            "_flash_attention_backward",
+            "_efficient_attention_backward",
+        ),
+        _attended_back,
+    ),
+    **dict.fromkeys(
+        (
+            "threshold_backward",
+            "leaky_relu_backward",
+            "_prelu_kernel_backward",
+            "hardtanh_backward",
+            "hardsigmoid_backward",
+            "hardshrink_backward",
+            "softshrink_backward",
+            "sgn",
+            "sign",
+        ),
+        _gated,
     ),
     **dict.fromkeys(("sqrt", "_foreach_sqrt"), _rooted),
     **dict.fromkeys(("div", "reciprocal", "rsqrt", "_foreach_div"), _divided),

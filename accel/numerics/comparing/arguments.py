@@ -22,6 +22,7 @@ _SHAPES = frozenset(
     {"size", "sizes", "self_sizes", "input_sizes", "input_size", "split_size", "split_sizes",
      "shape", "implicit", "N", "HxW", "max_q", "max_k"}
 )  # fmt: skip
+_REDUCTION = "reduce_op"  # of a collective: recorded as an opaque object with its name
 _DIMENSIONS = frozenset({"dim", "dim0", "dim1", "dims", "start_dim", "end_dim", "normalized_dim"})
 _FLOAT32 = 2.0**-23  # scalars that agree to float32 are the same number written twice
 
@@ -101,7 +102,7 @@ def _compared(name: str, left: Argument, right: Argument, rank: int) -> Changed 
     if any(has_tensors):
         texts = ["a tensor" if list(refs(side)) else _text(side) for side in (left, right)]
         return Changed(name, "tensor", texts[0], texts[1], math.inf)
-    if _is_irrelevant(left) and _is_irrelevant(right):
+    if name != _REDUCTION and _is_irrelevant(left) and _is_irrelevant(right):
         return None
     if name in _DIMENSIONS:
         left, right = _from_front(left, rank), _from_front(right, rank)

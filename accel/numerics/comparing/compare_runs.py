@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from accel.numerics.comparing import ranks
-from accel.numerics.comparing.comparison import Comparison, StepSummary
+from accel.numerics.comparing.comparison import Comparison, Run, StepSummary
 from accel.numerics.comparing.environment import differences
 from accel.numerics.comparing.interface import RecordedRun
 from accel.numerics.comparing.stages import Options, Outcome
+from accel.numerics.comparing.wording import listed
 from accel.numerics.comparing.zoom import command, window
 from accel.numerics.storage.manifest import Manifest
 
@@ -40,7 +40,8 @@ def compare(
         step: Compare only this step; all steps that both have if None.
 
     Returns:
-        The comparison; its rows are those of the first step that does not agree, or of the first.
+        The comparison; its rows are those of the first step that does not agree, else of the first
+        that is not the same, else of the first.
 
     Raises:
         ValueError: A recording is unreadable or damaged, they have no step in common, or `scale`
@@ -52,9 +53,10 @@ def compare(
     options = Options(scale=scale, replay=replay)
     outcomes: list[Outcome] = []
     for index in _steps(a, b, step):
-        drifted = bool(outcomes)
-        outcomes.append(ranks.compared(a, b, index, replace(options, drifted=drifted)))
-    deciding = next((one for one in outcomes if not one.ok), outcomes[0])
+        outcomes.append(ranks.compared(a, b, index, options))
+    wrong = (one for one in outcomes if not one.ok)
+    unlike = (one for one in outcomes if one.findings[0].kind != "same")
+    deciding = next(wrong, None) or next(unlike, outcomes[0])
     return _comparison(a, b, outcomes, deciding)
 
 
@@ -81,6 +83,21 @@ def _steps(a: RecordedRun, b: RecordedRun, asked: int | None) -> list[int]:
     return common
 
 
+def _uncommon(a: RecordedRun, b: RecordedRun, compared: list[int]) -> list[str]:
+    """Recorded steps that were not compared, because only one run has them."""
+    notes = []
+    for (name, run), other in zip((("reference", a), ("candidate", b)), (b, a), strict=True):
+        theirs = {index for rank in other.ranks.values() for index in rank.steps}
+        own = {index for rank in run.ranks.values() for index in rank.steps} - theirs
+        if own and compared:
+            notes.append(f"only the {name} has {_steps_said(sorted(own))}: not compared")
+    return notes
+
+
+def _steps_said(steps: list[int]) -> str:
+    return f"step {steps[0]}" if len(steps) == 1 else f"steps {listed(list(map(str, steps)))}"
+
+
 def _manifest(run: RecordedRun) -> Manifest:
     return next(rank.manifest for _, rank in sorted(run.ranks.items()))
 
@@ -89,7 +106,9 @@ def _comparison(
     a: RecordedRun, b: RecordedRun, outcomes: list[Outcome], deciding: Outcome
 ) -> Comparison:
     manifests = _manifest(a), _manifest(b)
-    incomplete = _incomplete({"reference": a, "candidate": b})
+    incomplete = _incomplete({"reference": a, "candidate": b}, [one.step for one in outcomes])
+    uncommon = _uncommon(a, b, [one.step for one in outcomes])
+    drifts = [str(one.drift) for one in outcomes if one.drift is not None and one.drift.by_size]
     diverging = [row for row in deciding.rows if row.status == "diverges"]
     return Comparison(
         verdict=deciding.findings[0],
@@ -112,33 +131,34 @@ def _comparison(
         ranks=tuple(deciding.ranks),
         divergence=diverging[0].name if diverging else None,
         zoom=_zoom(a, b, deciding),
-        notes=tuple(dict.fromkeys([*incomplete, *deciding.notes])),
+        notes=tuple(dict.fromkeys([*incomplete, *uncommon, *drifts, *deciding.notes])),
     )
 
 
 def _zoom(a: RecordedRun, b: RecordedRun, outcome: Outcome) -> tuple[str, ...]:
     """Commands where elements are needed and not there."""
-    if outcome.findings[0].kind != "cannot decide":
+    is_drift = outcome.drift is not None and not outcome.drift.explained
+    if outcome.findings[0].kind != "cannot decide" or is_drift:
         return ()
     needed = [row for row in outcome.rows if row.status == "diverges"]
     only = window(needed)
     if not only:
         return ()
-    runs = []
-    for run, accuracies in (
-        (b, [row.candidate for row in needed]),
-        (a, [row.reference for row in needed]),
-    ):
-        if not accuracies or accuracies[0] is None:
-            runs.append(run)
+    known: dict[Run, RecordedRun] = {"candidate": b, "reference": a}
+    runs = [run for name, run in known.items() if name in outcome.lacking]
     return tuple(command(run.path, _manifest(run), outcome.step, only) for run in runs)
 
 
-def _incomplete(runs: Mapping[str, RecordedRun]) -> list[str]:
+def _incomplete(runs: Mapping[str, RecordedRun], steps: Sequence[int]) -> list[str]:
     notes = []
     for name, run in runs.items():
         for number, rank in sorted(run.ranks.items()):
             if not rank.manifest.complete:
                 how = rank.manifest.error or "the run was killed, or still runs"
                 notes.append(f"the {name} is incomplete (rank {number}): {how}")
+            notes += [
+                f"the {name}'s step {step.index} was cut short: what is there is compared"
+                for step in (rank.steps[index] for index in steps if index in rank.steps)
+                if step.end is None
+            ]
     return notes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from accel.numerics.storage.entries import Key, Phase, Place
@@ -85,7 +85,8 @@ class Precondition:
         how = f": {self.relation}" if self.relation else ""
         far = "" if self.distance is None else f" (relative distance {self.distance:.3g})"
         values = f" is {self.candidate}, in the reference {self.reference}"
-        return f"{self.subject} {self.name}{values}{how}{far}"
+        kind = "" if self.subject in ("mode", "argument") else f"{self.subject} "
+        return f"{kind}{self.name}{values}{how}{far}"
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,15 @@ class Accuracy:
     """How right one operator of one run is, by float64 replay from its own recorded inputs.
 
     Attributes:
-        verdict: `right`, `faulty`, or `unchecked` (`reason` tells why).
-        reason: What is wrong, or why it was not checked; empty if right.
+        verdict: `right`, `faulty`, `unchecked` (`reason` tells why), or `known inaccurate`: a
+            kernel on the list of inaccurate ones, within the error that was measured of it (its
+            limits). That is no fault, and not right either.
+        reason: What is wrong or known, or why it was not checked; empty if right.
         rms: R, the error's root mean square over that of the yardstick; None if unchecked.
         worst: M, the largest elementwise ratio of error to yardstick.
         misrounding: Share of elements that are not the float64 result rounded (16-bit outputs);
             None for other dtypes.
-        limit_rms: Floor above which R is a fault.
+        limit_rms: The limit above which R is a fault; of a known kernel its bound.
         limit_worst: The same for M.
         limit_misrounding: The same for the misrounding rate; None where it does not apply.
         error: L2 norm of output - float64(inputs) over that of the float64 result.
@@ -109,7 +112,7 @@ class Accuracy:
             of each signature); None if it was itself.
     """
 
-    verdict: Literal["right", "faulty", "unchecked"]
+    verdict: Literal["right", "faulty", "unchecked", "known inaccurate"]
     reason: str = ""
     rms: float | None = None
     worst: float | None = None
@@ -121,6 +124,11 @@ class Accuracy:
     accumulated: float | None = None
     instance: Key | None = None
 
+    @property
+    def is_own_fault(self) -> bool:
+        """Whether it is faulty and was itself replayed."""
+        return self.verdict == "faulty" and self.instance is None
+
 
 @dataclass(frozen=True)
 class Element:
@@ -130,9 +138,11 @@ class Element:
         index: Its place in the tensor.
         reference: Its value in the reference, None if that was not kept.
         candidate: Its value in the candidate, None if that was not kept.
-        exact: What float64 makes of the candidate's inputs, None if it was not replayed.
-        ulps: Distance of the candidate from `exact` (from the reference where there is none) in
-            units in the last place of the output's dtype.
+        exact: What float64 makes of the candidate's inputs, or of the reference's where only that
+            could be replayed; None if neither could.
+        ulps: Distance of the candidate from `exact` (from the reference where there is none; of
+            the reference where only the candidate could be replayed) in units in the last place of
+            the output's dtype.
     """
 
     index: tuple[int, ...]
@@ -193,6 +203,8 @@ class Row:
         elements: The worst elements; empty unless kept.
         histogram: Of the candidate's errors in units in the last place: (lower edge, count) of
             bins that double: 0, 0.5, 1, 2, 4, …; empty unless replayed.
+        arguments: What its operators were given, as (name, reference, candidate) texts: `1e-05`,
+            `float32 [4, 48]`, `(not given)`; empty for what no two operators made.
     """
 
     order: int
@@ -217,6 +229,7 @@ class Row:
     decomposition: Decomposition | None = None
     elements: tuple[Element, ...] = ()
     histogram: tuple[tuple[float, int], ...] = ()
+    arguments: tuple[tuple[str, str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -268,9 +281,12 @@ class Coverage:
     Attributes:
         run: Which run.
         checked: Operators replayed in float64, by operator name.
-        unchecked: Operators that could not be, by operator name.
+        unchecked: Operators that were judged in neither way, by operator name.
         reasons: Why, by operator name.
         unneeded: Operators with nothing to check: views, allocations, random numbers.
+        by_signature: Operators that were not replayed, but another of the same signature was
+            (level `check`), by operator name.
+        nothing: Why there is nothing to check, with how many operators.
     """
 
     run: Run
@@ -278,6 +294,8 @@ class Coverage:
     unchecked: dict[str, int]
     reasons: dict[str, str]
     unneeded: int
+    by_signature: dict[str, int] = field(default_factory=dict)
+    nothing: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

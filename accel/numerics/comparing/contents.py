@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 
 import torch
 
@@ -14,6 +15,10 @@ from accel_kernels.budgets import unit_roundoff
 from accel_kernels.sketch import Sketch, sketch
 from accel_kernels.sketch.layout import BUCKETS, LARGEST, LEAST, NUMBERS, SQUARES
 
+# Operators that return a workspace for their backward, in bytes, partly uninitialised.
+_WITH_WORKSPACE = frozenset(
+    {"mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn", "cudnn_batch_norm", "_batch_norm_with_update"}
+)
 # Why a value that was put together from several ranks has no sketch.
 NO_WHOLE = "other on every rank, and the recording does not say which part of a whole it is"
 
@@ -56,6 +61,8 @@ class Contents:
 
     def sketch(self, number: int) -> Sketch | None:
         """The sketch of a value, of what a view looks at, or of elements that were kept."""
+        if number in self.workspaces:
+            return None
         if number not in self._sketches:
             root = self._holder(number)
             found = self.value(root).sketch
@@ -70,6 +77,17 @@ class Contents:
         """Whether a value's sketch is of the tensor by itself, not of a part at its place."""
         value = self.value(self._holder(number))
         return value.shard is None or value.shard.shape == value.shape
+
+    @cached_property
+    def workspaces(self) -> frozenset[int]:
+        """Values that are no result but notes of a kernel to its own backward."""
+        return frozenset(
+            value
+            for operator in self.step.operators
+            if operator.name.rpartition("::")[2] in _WITH_WORKSPACE
+            for value in operator.produced
+            if self.value(value).dtype == "uint8"
+        )
 
     def has_whole(self, number: int) -> bool:
         """Whether a value of several ranks could be put together."""
@@ -91,11 +109,33 @@ class Contents:
 
 
 def gradients(step: RecordedStep) -> Iterator[int]:
-    """The values that are gradients: what the backward made."""
+    """The values that are proportional to the gradient that the backward began with.
+
+    Not all that the backward makes is one: it also looks at weights again (`t` for a `mm`) and
+    computes activations anew (`pow(x, 2)` in that of a cube). A value is a gradient if an operator
+    of the backward computed it from one. What the backward begins with is none itself: it is 1
+    whatever the loss is scaled by, unless it was given, and then it is a source.
+    """
+    begun = set(_begun(step))
+    carrying = begun | set(step.adjoints.values())
     for operator in step.operators:
         if operator.key.phase == "backward":
+            given = (value for one in operator.arguments.values() for value in refs(one))
+            if not carrying.isdisjoint(given):
+                carrying.update(operator.produced)
+    yield from sorted(carrying - begun - step.sources.keys())
+
+
+def _begun(step: RecordedStep) -> Iterator[int]:
+    """What the backward begins with: ones like the loss, or gradients that it was given."""
+    made = {value: one for one in step.operators for value in one.produced}
+    for value in step.adjoints.values():
+        maker = made.get(value)
+        if value in step.sources or (maker is not None and maker.key.phase == "forward"):
+            yield value
+    for operator in step.operators:
+        if operator.name == "aten::ones_like" and operator.key.phase == "forward":
             yield from operator.produced
-    yield from step.adjoints.values()
 
 
 def scaled(one: Sketch, factor: float) -> Sketch:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from accel.numerics.comparing.comparison import Accuracy, Decomposition, Element, Row, Run
+from accel.numerics.comparing.contents import Contents
 from accel.numerics.comparing.evidence import Evidence
 from accel.numerics.comparing.pairing import Measured
 from accel.numerics.comparing.replayer import Replayer
@@ -25,17 +26,21 @@ def added(evidence: Evidence, replays: Mapping[Run, Replayer], detailed: set[int
     for one, row in zip(evidence.measured, evidence.rows, strict=True):
         if one.operators is not None and (row.candidate or row.reference):
             row = _with_details(one, row, replays, row.order in detailed)
+        elif one.operators is None and row.order in detailed and row.status == "diverges":
+            left = _side_of(evidence.a, replays["reference"], one.pair.a)
+            right = _side_of(evidence.b, replays["candidate"], one.pair.b)
+            row = replace(row, elements=_elements(left, right))
         rows.append(row)
     return rows
 
 
 class _Side:
-    """One run's output with its float64 truth."""
+    """One run's output with its float64 truth; neither if `operator` is None."""
 
-    def __init__(self, replayer: Replayer, operator: Operator, output: int) -> None:
+    def __init__(self, replayer: Replayer, operator: Operator | None, output: int = 0) -> None:
         self.actual: Tensor | None = None
         self.truth: Tensor | None = None
-        if not replayer.can(operator):
+        if operator is None or not replayer.can(operator):
             return
         try:
             truth = replayer.truth(operator)[output]
@@ -53,6 +58,17 @@ class _Side:
             return None
         error = self.actual.to(torch.float64) - self.truth
         return error.where(error.isfinite(), 0.0)
+
+
+def _side_of(contents: Contents, replayer: Replayer, value: int) -> _Side:
+    """A value, whether a replayed operator made it or nobody knows what did."""
+    step, root = contents.step, contents.root(value)
+    maker = step.operators[step.producers[root]] if root in step.producers else None
+    side = _Side(replayer, maker, 0 if maker is None else maker.produced.index(root))
+    if side.actual is None and step.has_tensor(value):
+        kept = step.tensor(value)
+        side.actual = kept if kept.is_floating_point() else None
+    return side
 
 
 def _with_details(one: Measured, row: Row, replays: Mapping[Run, Replayer], detailed: bool) -> Row:
@@ -81,7 +97,8 @@ def _with_error(accuracy: Accuracy | None, side: _Side) -> Accuracy | None:
 
 
 def _over(part: Tensor, whole: Tensor) -> float:
-    size = float(whole.to(torch.float64).where(whole.isfinite(), 0.0).norm())
+    wide = whole.to(torch.float64)  # first: 8-bit types know no `isfinite`
+    size = float(wide.where(wide.isfinite(), 0.0).norm())
     norm = float(part.norm())
     return 0.0 if norm == 0.0 else (norm / size if size else float("inf"))
 
@@ -131,8 +148,12 @@ def _histogram(side: _Side) -> tuple[tuple[float, int], ...]:
 
 
 def _elements(left: _Side, right: _Side) -> tuple[Element, ...]:
-    seen = right if right.actual is not None else left
-    against = seen.truth if seen.truth is not None else left.actual
+    seen, exact = right if right.actual is not None else left, right.truth
+    if exact is None:
+        exact = left.truth
+    elif left.truth is None and left.actual is not None:
+        seen = left  # how far it is from float64 is the question, of what cannot be replayed itself
+    against = exact if exact is not None else left.actual
     if seen.actual is None or against is None or against.shape != seen.actual.shape:
         return ()
     ulps = _ulps(seen, against)
@@ -145,10 +166,14 @@ def _elements(left: _Side, right: _Side) -> tuple[Element, ...]:
             break
         found.append(
             Element(index, _at(left.actual, index), _at(right.actual, index),
-                    _at(seen.truth, index), distance)
+                    _at(exact, index), distance)
         )  # fmt: skip
     return tuple(found)
 
 
 def _at(tensor: Tensor | None, index: tuple[int, ...]) -> float | None:
-    return None if tensor is None or len(index) != tensor.dim() else float(tensor[index])
+    if tensor is None or len(index) != tensor.dim():
+        return None
+    if any(i >= size for i, size in zip(index, tensor.shape, strict=True)):
+        return None  # the other run's tensor is smaller
+    return float(tensor[index])

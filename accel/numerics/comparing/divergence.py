@@ -34,6 +34,7 @@ from accel.numerics.comparing.alignment import Alignment, ValuePair
 from accel.numerics.comparing.amplifying import amplification
 from accel.numerics.comparing.comparison import Row, Status
 from accel.numerics.comparing.contents import Contents, distance, is_float, is_same, rounding
+from accel.numerics.comparing.given import given
 from accel.numerics.comparing.pairing import Measured
 from accel.numerics.comparing.relations import mask_text
 from accel.numerics.storage.entries import Operator
@@ -174,6 +175,7 @@ def _row(
         expected=expected,
         status=status,
         masks=(mask_text(left), mask_text(right)) if differ and left and right else None,
+        arguments=given(a, b, one),
     )
 
 

@@ -10,9 +10,12 @@ from functools import cached_property
 from accel.numerics.comparing.alignment import Alignment
 from accel.numerics.comparing.comparison import Accuracy, Precondition, Row, Run, Verdict
 from accel.numerics.comparing.contents import Contents
+from accel.numerics.comparing.drift import Drift, Ending
 from accel.numerics.comparing.pairing import Measured
 from accel.numerics.comparing.structure import Structural
 from accel.numerics.storage.entries import Key, Operator
+
+_RUNS: tuple[Run, ...] = ("reference", "candidate")
 
 
 @dataclass
@@ -31,6 +34,9 @@ class Evidence:
         accuracies: Of each run, how right its operators are, by operator id; empty without replay.
         switches: Findings that a fault of an operator is a switch, by run and operator id.
         collectives: Findings about collectives.
+        merged: Whether one of the runs is put together from several ranks.
+        drift: By how much trained tensors differ before a later step; None if they do not.
+        before: What the step before ended with, if it was compared.
         notes: What else should be known.
     """
 
@@ -45,6 +51,9 @@ class Evidence:
     accuracies: Mapping[Run, Mapping[int, Accuracy]] = field(default_factory=dict)
     switches: Mapping[tuple[Run, int], str] = field(default_factory=dict)
     collectives: Sequence[Verdict] = ()
+    merged: bool = False
+    drift: Drift | None = None
+    before: Ending | None = None
     notes: list[str] = field(default_factory=list)
 
     def contents(self, run: Run) -> Contents:
@@ -99,6 +108,23 @@ class Evidence:
         ids, largest = self._largest
         place = bisect.bisect_left(ids, operator)
         return largest[place - 1] if place else 0.0
+
+    def lacks(self, run: Run, row: Row) -> bool:
+        """Whether a run's elements are missing that it takes to judge a value."""
+        if (row.reference if run == "reference" else row.candidate) is not None:
+            return False
+        one, step = self.measured[row.order], self.contents(run).step
+        value, operator = one.pair.b, None if one.operators is None else one.operators.b
+        if run == "reference":
+            value, operator = one.pair.a, None if one.operators is None else one.operators.a
+        needed = [value]
+        if operator is not None:
+            needed = [*operator.produced, *self.contents(run).inputs(operator)]
+        return not all(step.has_tensor(self.contents(run).root(value)) for value in needed)
+
+    def lacking(self, row: Row) -> list[Run]:
+        """The runs whose elements are missing that it takes to judge a value."""
+        return [run for run in _RUNS if self.lacks(run, row)]
 
     def has_effect(self, operator: Operator) -> bool:
         """Whether any output of the reference's operator differs in the candidate."""

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from accel.numerics.comparing.comparison import Precondition
 from accel.numerics.comparing.divergence import LIMIT, is_random
+from accel.numerics.comparing.drift import explains
 from accel.numerics.comparing.evidence import Evidence
+from accel.numerics.comparing.pairing import is_overwritten
 from accel.numerics.comparing.preconditions import compared, is_foreign
+from accel.numerics.comparing.wording import operator_in_words, row_in_words
 from accel.numerics.replaying.operators import is_view
-from accel.numerics.storage.entries import Operator, Ref
-
-# In-place operators that read nothing of what they write to.
-_OVERWRITING = frozenset(
-    {"copy_", "fill_", "zero_", "normal_", "uniform_", "random_", "bernoulli_", "exponential_",
-     "log_normal_", "cauchy_", "geometric_", "set_", "resize_"}
-)  # fmt: skip
+from accel.numerics.storage.entries import Ref
 
 
 def foreign(evidence: Evidence) -> list[Precondition]:
@@ -42,7 +39,10 @@ def _unnamed(evidence: Evidence) -> list[Precondition]:
             if left in seen or not both:
                 continue
             seen.add(left)
-            one = compared(a, b, "other", f"{name} of {pair.a.key}", left, right)
+            if explains(evidence.before, a.sketch(left), b.sketch(right)):
+                continue
+            reader = operator_in_words(pair.a.key, pair.b.place or pair.a.place)
+            one = compared(a, b, "other", f"{name} of {reader}", left, right)
             if one is not None and _enters(evidence, one, pair.a.id):
                 found.append(one)
     return found
@@ -51,6 +51,8 @@ def _unnamed(evidence: Evidence) -> list[Precondition]:
 def _enters(evidence: Evidence, one: Precondition, operator: int) -> bool:
     """Whether it cannot have been computed, unseen, from what differed before."""
     before = evidence.largest_before(operator)
+    if evidence.drift is not None:
+        before = max(before, evidence.drift.largest)
     return one.distance is None or one.distance > LIMIT * before
 
 
@@ -58,11 +60,5 @@ def _random(evidence: Evidence) -> list[Precondition]:
     for one, row in zip(evidence.measured, evidence.rows, strict=True):
         if row.status == "diverges" and one.operators is not None and is_random(one.operators.a):
             words = ("drawn there", "drawn otherwise", "other random numbers")
-            return [Precondition("random", row.name, *words, row.distance)]
+            return [Precondition("random", row_in_words(row), *words, row.distance)]
     return []
-
-
-def is_overwritten(operator: Operator, name: str) -> bool:
-    """Whether an operator writes to an argument without reading it."""
-    bare = operator.name.rpartition("::")[2]
-    return name == "out" or (name == "self" and bare in _OVERWRITING)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 
@@ -14,18 +15,24 @@ from accel.numerics.comparing.contents import Contents, rounding
 from accel.numerics.comparing.evidence import Evidence
 from accel.numerics.comparing.replayer import Replayer
 from accel.numerics.replaying.judged import Judged
-from accel.numerics.replaying.limits import MOST_M, MOST_M_16, MOST_R, MOST_R_16
 from accel.numerics.replaying.operators import is_view, why_nothing_to_check
+from accel.numerics.replaying.recorded import is_checkable, signature_of
 from accel.numerics.replaying.refusals import CannotReplayError
-from accel.numerics.storage.entries import Argument, Key, Operator, Ref
+from accel.numerics.storage.entries import Key, Operator
 
 _RUNS: tuple[Run, ...] = ("reference", "candidate")
+_WORDS: dict[str, Literal["faulty", "known inaccurate"]] = {
+    "out": "faulty",
+    "known": "known inaccurate",
+}
 _DETAILED = 30  # rows besides the flagged ones whose worst elements are kept
 
 
-def replays(a: Contents, b: Contents) -> dict[Run, Replayer]:
-    """What replays the operators of each run."""
-    return {"reference": Replayer(a), "candidate": Replayer(b)}
+def replays(
+    a: Contents, b: Contents, kernels: tuple[str | None, str | None] = (None, None)
+) -> dict[Run, Replayer]:
+    """What replays the operators of each run, and by whose kernels they were computed."""
+    return {"reference": Replayer(a, kernels[0]), "candidate": Replayer(b, kernels[1])}
 
 
 def judge(evidence: Evidence, replays: Mapping[Run, Replayer]) -> list[Coverage]:
@@ -59,29 +66,23 @@ def accuracies(contents: Contents, replayer: Replayer) -> dict[int, Accuracy]:
     found: dict[int, Accuracy] = {}
     signatures: dict[object, tuple[Key, Accuracy]] = {}
     for operator in contents.step.operators:
-        if not _is_checkable(operator):
+        if not is_checkable(operator):
             continue
         check = contents.step.checks.get(operator.id)
         if replayer.can(operator) and operator.produced:
             found[operator.id] = _replayed(replayer, operator)
         elif check is not None:
             found[operator.id] = accuracy_of(Judged.from_dict(check.fields))
-            signatures[_signature(contents, operator)] = operator.key, found[operator.id]
+            signature = signature_of(operator, contents.step.values)
+            signatures[signature] = operator.key, found[operator.id]
         elif contents.step.checks:
-            same = signatures.get(_signature(contents, operator))
+            same = signatures.get(signature_of(operator, contents.step.values))
             if same is not None:
                 found[operator.id] = replace(same[1], instance=same[0])
         elif any(map(contents.step.has_tensor, operator.produced)):
             reason = "what it was given was not kept"
             found[operator.id] = Accuracy("unchecked", reason)
     return found
-
-
-def _is_checkable(operator: Operator) -> bool:
-    return bool(operator.produced) and not (
-        is_view(operator.name, operator.overload)
-        or why_nothing_to_check(operator.name, operator.overload)
-    )
 
 
 def _replayed(replayer: Replayer, operator: Operator) -> Accuracy:
@@ -98,29 +99,14 @@ def accuracy_of(judged: Judged) -> Accuracy:
     sixteen = judged.dtype in ("float16", "bfloat16")
     measured = judged.dtype is not None
     return Accuracy(
-        verdict="faulty" if judged.verdict == "out" else "right",
+        verdict=_WORDS.get(judged.verdict, "right"),
         reason=judged.reason or "",
         rms=judged.R if measured else None,
         worst=judged.M if measured else None,
         misrounding=judged.misrounding if sixteen else None,
-        limit_rms=(MOST_R_16 if sixteen else MOST_R) if measured else None,
-        limit_worst=(MOST_M_16 if sixteen else MOST_M) if measured else None,
-    )
-
-
-def _signature(contents: Contents, operator: Operator) -> object:
-    """What makes two calls the same kind of call: name, dtypes, shapes, plain arguments."""
-
-    def plain(argument: Argument) -> object:
-        if isinstance(argument, Ref):
-            value = contents.value(argument.value)
-            return value.dtype, value.shape
-        return tuple(map(plain, argument)) if isinstance(argument, list) else repr(argument)
-
-    return (
-        operator.name,
-        operator.overload,
-        tuple((name, plain(value)) for name, value in operator.arguments.items()),
+        limit_rms=judged.limit_R,
+        limit_worst=judged.limit_M,
+        limit_misrounding=judged.limit_misrounding,
     )
 
 
@@ -192,22 +178,35 @@ def _detailed(rows: Sequence[Row]) -> set[int]:
 
 
 def covered(run: Run, contents: Contents, known: Mapping[int, Accuracy]) -> Coverage:
-    """How much of a run was checked."""
-    checked: Counter[str] = Counter()
-    unchecked: Counter[str] = Counter()
+    """How much of a run was checked, as `accel replay` counts it."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
     reasons: dict[str, str] = {}
-    unneeded = 0
     for operator in contents.step.operators:
         op, accuracy = operator.key.op, known.get(operator.id)
-        if not _is_checkable(operator):
-            unneeded += 1
-        elif accuracy is not None and accuracy.verdict != "unchecked":
-            checked[op] += 1
-        else:
-            unchecked[op] += 1
+        if not is_checkable(operator):
+            counts["nothing"][_why_nothing(operator)] += 1
+        elif accuracy is None or accuracy.verdict == "unchecked":
+            counts["unchecked"][op] += 1
             why = "its elements were not kept" if accuracy is None else accuracy.reason
             reasons.setdefault(op, why)
-    return Coverage(run, dict(checked), dict(unchecked), reasons, unneeded)
+        else:
+            counts["checked" if accuracy.instance is None else "by_signature"][op] += 1
+    return Coverage(
+        run,
+        dict(counts["checked"]),
+        dict(counts["unchecked"]),
+        reasons,
+        counts["nothing"].total(),
+        dict(counts["by_signature"]),
+        dict(counts["nothing"]),
+    )
+
+
+def _why_nothing(operator: Operator) -> str:
+    if is_view(operator.name, operator.overload):
+        return "a view computes nothing"
+    found = why_nothing_to_check(operator.name, operator.overload)
+    return found or "it computes no tensor"
 
 
 def errors(replayer: Replayer, operator: Operator) -> list[tuple[int, torch.Tensor]]:

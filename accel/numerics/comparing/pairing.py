@@ -9,6 +9,12 @@ from accel.numerics.comparing.alignment import Alignment, OperatorPair, ValuePai
 from accel.numerics.comparing.contents import Contents, refs
 from accel.numerics.storage.entries import Argument, Operator
 
+# In-place operators that read nothing of what they write to.
+_OVERWRITING = frozenset(
+    {"copy_", "fill_", "zero_", "normal_", "uniform_", "random_", "bernoulli_", "exponential_",
+     "log_normal_", "cauchy_", "geometric_", "set_", "resize_"}
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -30,8 +36,8 @@ def measured(
 ) -> list[Measured]:
     """Every pair of values worth a row, in the reference's execution order.
 
-    Views are left out: they hold what another value holds. A boundary or gradient that is an
-    aligned operator's output is left out too: it has its row.
+    Views are left out: they hold what another value holds. So are kernels' workspaces, and a
+    boundary or gradient that is an aligned operator's output: it has its row.
     """
     found: list[tuple[float, Measured]] = []
     covered: set[tuple[int, int]] = set()
@@ -62,6 +68,7 @@ def _of_operators(a: Contents, b: Contents, pair: OperatorPair) -> Iterator[Meas
         for index, (x, y) in enumerate(zip(pair.a.produced, pair.b.produced, strict=False))
         if a.value(x).base is None and b.value(y).base is None
         if not (a.value(x).skipped and b.value(y).skipped)
+        if x not in a.workspaces
     ]
     several = len(pair.a.produced) > 1
     for index, x, y in outputs:
@@ -81,9 +88,15 @@ def input_pairs(pair: OperatorPair, output: int) -> list[tuple[int, int]]:
     place, length = _place_in_list(pair.a, output)
     found: list[tuple[int, int]] = []
     for name, left in pair.a.arguments.items():
-        if name in pair.b.arguments:
+        if name in pair.b.arguments and not is_overwritten(pair.a, name):
             found += _pairs(left, pair.b.arguments[name], place, length)
     return found
+
+
+def is_overwritten(operator: Operator, name: str) -> bool:
+    """Whether an operator writes to an argument without reading it."""
+    bare = operator.name.rpartition("::")[2]
+    return name == "out" or (name == "self" and bare in _OVERWRITING)
 
 
 def _place_in_list(operator: Operator, output: int) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from accel.numerics.comparing.comparison import Kind, Precondition, Verdict
 from accel.numerics.comparing.evidence import Evidence
+from accel.numerics.comparing.wording import ending, number_of
 
 _KINDS: dict[str, Kind] = {
     "mode": "different switch",
@@ -13,6 +14,15 @@ _KINDS: dict[str, Kind] = {
 }
 _ORDER = ("mode", "argument", "ranks", "parameter", "buffer", "state", "input", "other", "random")
 _MOST = 5
+_NOUNS = {"mode": "mode", "argument": "argument", "ranks": "place", "parameter": "parameter",
+          "buffer": "buffer", "state": "state", "input": "input", "other": "tensor",
+          "random": "operator"}  # fmt: skip
+_MODES = {
+    "training": {"eval": "in evaluation mode", "training": "in training mode"},
+    "autocast": {"None": "without autocast"},
+    "gradients": {"on": "with gradients", "off": "without gradients"},
+}
+_CHANGED = ("the candidate's was", "the reference's was")  # see `drift`
 _STATES = ("transposed", "permuted", "scaled", "rounded", "reversed", "rolled", "reshaped", "of ")
 
 
@@ -38,24 +48,69 @@ def of_swapped(swapped: Sequence[Precondition]) -> Verdict:
 
 
 def _finding(group: Sequence[Precondition]) -> Verdict:
-    first = group[0]
-    more = f" (and {len(group) - 1} more)" if len(group) > 1 else ""
-    named = f"the {first.subject} {first.name}"
-    if first.subject == "other":
-        named = f"the tensor from elsewhere that is {first.name}"
-    if first.reference in ("there", "not there"):
-        what = f"is {first.candidate} in the candidate and {first.reference} in the reference"
-    elif first.subject in ("mode", "argument"):
-        what = f"is {first.candidate} where the reference has {first.reference}"
-    elif first.relation.startswith(_STATES):
-        what = f"is {first.relation}"
-    else:
-        what = f"differs: {first.relation}" if first.relation else "differs"
     facts = [str(one) for one in group[:_MOST]]
     if len(group) > _MOST:
-        facts.append(f"{len(group) - _MOST} more differ")
-    kind = _KINDS.get(first.subject, "different weight/input")
-    return Verdict(kind, f"{named} {what}{more}", tuple(facts))
+        more = len(group) - _MOST
+        facts.append(f"{more} more differ{ending(more)}")
+    sentence = _sentence(group[0])
+    if len(group) > 1:
+        others = number_of(len(group) - 1, f"more {_NOUNS[group[0].subject]}")
+        sentence += f", and {others} differ{ending(len(group) - 1)}"
+    kind = _KINDS.get(group[0].subject, "different weight/input")
+    return Verdict(kind, sentence, tuple(facts))
+
+
+def _sentence(one: Precondition) -> str:
+    if one.subject == "mode":
+        return _mode(one)
+    if one.subject == "random":
+        return f"other random numbers are drawn by {one.name}"
+    if one.subject == "argument" and ": " in one.name:
+        call, _, name = one.name.partition(": ")
+        what = f"the model's argument {name}{_in_call(call)}"
+        return f"{what} is {one.candidate}, in the reference {one.reference}"
+    if one.subject == "argument":
+        return f"the model is {one.candidate}, in the reference {one.reference}"
+    named = f"the {one.subject} {one.name}"
+    if one.subject == "other":
+        named = f"a tensor that was made before the step, {one.name},"
+    if one.reference in ("there", "not there"):
+        run, other = ("reference", "candidate")
+        if one.reference == "there":
+            run, other = other, run
+        return f"the {run} has no {one.subject} {one.name}, which the {other} has"
+    return f"{named} {_relation(one)}"
+
+
+def _relation(one: Precondition) -> str:
+    """How the candidate's tensor is, after its name."""
+    relation = one.relation
+    if relation.startswith("of another shape"):
+        shapes = [text.partition(" of norm")[0] for text in (one.candidate, one.reference)]
+        return f"is of another shape: {shapes[0]}, in the reference {shapes[1]}"
+    if relation.startswith(_STATES):
+        return f"is {relation}"
+    if relation.startswith("differs by"):
+        return relation
+    if relation.startswith("same elements"):
+        return f"has the {relation}"
+    far = "" if one.distance is None else f" by {one.distance:.3g} (relative L2)"
+    if relation.startswith(_CHANGED):
+        return f"differs{far}: {relation}"
+    return f"differs: {relation}" if relation else f"differs{far}"
+
+
+def _mode(one: Precondition) -> str:
+    call, _, mode = one.name.partition(": ")
+    words = _MODES[mode]
+    here, there = (words.get(text, f"under autocast to {text}") for text in (
+        one.candidate, one.reference))  # fmt: skip
+    return f"the model runs {here}{_in_call(call)}, in the reference {there}"
+
+
+def _in_call(call: str) -> str:
+    """Which call of the model, unless it is the first."""
+    return "" if call == "call 0" else f" in {call}"
 
 
 def _narrowed(decisive: Sequence[Precondition]) -> Verdict | None:
@@ -69,7 +124,7 @@ def _narrowed(decisive: Sequence[Precondition]) -> Verdict | None:
         "different switch",
         f"the parameters have other dtypes: {first.candidate.split(' ')[0]} in the candidate, "
         f"{first.reference.split(' ')[0]} in the reference",
-        (f"{len(rounded)} parameters are each other's rounded", str(first)),
+        (f"rounded, of the other run's: {number_of(len(rounded), 'parameter')}", str(first)),
     )
 
 

@@ -8,13 +8,15 @@ from torch import Tensor
 
 from accel.numerics.comparing.alignment import Paths
 from accel.numerics.comparing.comparison import Precondition
-from accel.numerics.comparing.contents import Contents, distance, is_same
+from accel.numerics.comparing.contents import Contents, distance, is_same, rounding
 from accel.numerics.comparing.interface import RecordedStep
 from accel.numerics.comparing.relations import Related, relation
+from accel.numerics.storage.dtypes import INTEGERS
 from accel.numerics.storage.entries import Argument, RootCall, Source, SourceKind
 from accel_kernels.sketch import Sketch
 
 _ORDER: tuple[SourceKind, ...] = ("parameter", "buffer", "input", "state")
+_NOTHING = object()
 _Values = dict[tuple[SourceKind, str], int]
 
 
@@ -29,7 +31,7 @@ def preconditions(a: Contents, b: Contents) -> list[Precondition]:
     return found
 
 
-def _named(contents: Contents) -> _Values:
+def named(contents: Contents) -> _Values:
     """Named values that no operator made, by kind and name; the first of each counts."""
     paths = Paths(contents.step)
     found: _Values = {}
@@ -41,7 +43,7 @@ def _named(contents: Contents) -> _Values:
 
 
 def _tensors(a: Contents, b: Contents) -> Iterator[Precondition]:
-    ours, theirs = _named(a), _named(b)
+    ours, theirs = named(a), named(b)
     for kind in _ORDER:
         for (of, name), value in ours.items():
             if of == kind and (of, name) in theirs:
@@ -70,7 +72,11 @@ def compared(
     if not a.has_whole(left) or not b.has_whole(right):
         return None  # parts of a whole that nobody knows are of any shape
     ours, theirs = _related(a, left), _related(b, right)
-    if ours.shape == theirs.shape and _equal(ours.sketch, theirs.sketch):
+    equal = _equal(ours.sketch, theirs.sketch)
+    unknown = ours.sketch is None or theirs.sketch is None
+    if ours.shape == theirs.shape and (equal or unknown) and kind != "other":
+        return _other_dtype(kind, name, ours, theirs)
+    if ours.shape == theirs.shape and equal:
         return None
     if ours.shape == theirs.shape and (ours.sketch is None or theirs.sketch is None):
         return None
@@ -82,6 +88,28 @@ def compared(
         relation(ours, theirs),
         distance(ours.sketch, theirs.sketch),
     )
+
+
+def _other_dtype(
+    kind: SourceKind, name: str, ours: Related, theirs: Related
+) -> Precondition | None:
+    """Values that are equal, or nobody knows, in two dtypes: what is computed from them differs.
+
+    Integers of two widths are only mentioned: frameworks differ in them (token ids), and what is
+    equal in both indexes and counts alike.
+    """
+    if ours.dtype == theirs.dtype:
+        return None
+    found = f"of dtype {theirs.dtype}, in the reference {ours.dtype}"
+    equal = kind == "parameter" and ours.sketch is not None and theirs.sketch is not None
+    if equal and 0.0 < rounding(ours.dtype) < rounding(theirs.dtype):
+        found = f"rounded to {theirs.dtype}"  # as its neighbours are that rounding changed
+    elif equal and 0.0 < rounding(theirs.dtype) < rounding(ours.dtype):
+        found = f"the reference is it rounded to {ours.dtype}"
+    return Precondition(
+        kind, name, _words(ours), _words(theirs), found, distance(ours.sketch, theirs.sketch),
+        decisive=not {ours.dtype, theirs.dtype} <= set(INTEGERS),
+    )  # fmt: skip
 
 
 def _equal(a: Sketch | None, b: Sketch | None) -> bool:
@@ -109,8 +137,12 @@ def _calls(a: RecordedStep, b: RecordedStep) -> Iterator[Precondition]:
         if other is not None:
             yield from _call(call, other)
     if a.calls and b.calls and len(a.calls) != len(b.calls):
-        counts = [f"called {len(calls)} times" for calls in (a.calls, b.calls)]
-        yield Precondition("argument", "calls of the model", counts[0], counts[1])
+        counts = [_times(len(calls)) for calls in (a.calls, b.calls)]
+        yield Precondition("argument", "the model", counts[0], counts[1])
+
+
+def _times(count: int) -> str:
+    return "called once" if count == 1 else f"called {count} times"
 
 
 def _call(a: RootCall, b: RootCall) -> Iterator[Precondition]:
@@ -136,9 +168,10 @@ def _arguments(
     name: str, a: Mapping[str, Argument], b: Mapping[str, Argument]
 ) -> Iterator[Precondition]:
     for place in [*a, *(place for place in b if place not in a)]:
-        left, right = a.get(place, "(not given)"), b.get(place, "(not given)")
-        if left != right and not any(_is_reference(one) for one in (left, right)):
-            yield Precondition("argument", f"{name}: {place}", repr(left), repr(right))
+        if a.get(place, _NOTHING) != b.get(place, _NOTHING):
+            left, right = (repr(side[place]) if place in side else "not given" for side in (a, b))
+            if not any(_is_reference(side.get(place)) for side in (a, b)):
+                yield Precondition("argument", f"{name}: {place}", left, right)
 
 
 def _is_reference(argument: Argument) -> bool:

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from accel.numerics.comparing.comparison import STATUSES, Accuracy, Row, Status
+from accel.numerics.comparing.replay_findings import numbers
+from accel.numerics.comparing.wording import number_of
 from accel.report import text
 
 if TYPE_CHECKING:
-    from accel.numerics.comparing.comparison import Comparison
+    from accel.numerics.comparing.comparison import Comparison, Coverage
 
+_REASONS = 5  # why operators were not checked
 _MOST = 12  # differences of the environment
 HEADERS = ("status", "value", "dtype", "distance", "of inputs", "R", "M", "loss")
 _URGENT: dict[Status, int] = {"diverges": 0, "unknown": 1, "carried": 2, "rounding": 3, "equal": 4}
-_WORDS: dict[Status, str] = {
-    "equal": "equal",
-    "rounding": "differ by rounding",
-    "carried": "differ as their inputs do",
-    "diverges": "differ more than that",
-    "unknown": "unknown",
+_WORDS: dict[Status, tuple[str, str]] = {  # of one value, of several
+    "equal": ("is equal", "are equal"),
+    "rounding": ("differs by rounding", "differ by rounding"),
+    "carried": ("differs as its inputs do", "differ as their inputs do"),
+    "diverges": ("differs by more than that", "differ by more than that"),
+    "unknown": ("is not known", "are not known"),
 }
 
 
@@ -35,7 +39,8 @@ def as_text(comparison: Comparison, worst: int) -> str:
     lines += [f"  - {fact}" for fact in verdict.evidence]
     for other in comparison.findings[1:]:
         lines.append(f"also {other.kind}: {other.sentence}")
-    lines += ["", f"Step {comparison.step}: {counted(comparison)}."]
+    lines += ["", f"Step {comparison.step}: {counted(comparison)}.", *_unchecked(comparison)]
+    lines += _known(comparison)
     lines += _tables(comparison, worst)
     if comparison.zoom:
         lines += ["", "To see the elements, record the flagged window in full and compare again:"]
@@ -46,14 +51,57 @@ def as_text(comparison: Comparison, worst: int) -> str:
 
 def counted(comparison: Comparison) -> str:
     """How many values there are of each status, and of operators without a counterpart."""
-    parts = [f"{comparison.count(one)} values {_WORDS[one]}" for one in STATUSES]
-    shown = [part for part in parts if not part.startswith("0 ")] or ["no value could be aligned"]
+    counts = {one: comparison.count(one) for one in STATUSES}
+    shown = [
+        f"{number_of(count, 'value')} {_WORDS[one][count != 1]}"
+        for one, count in counts.items()
+        if count
+    ] or ["no value could be aligned"]
     if comparison.unmatched:
-        shown.append(f"{len(comparison.unmatched)} operators have no counterpart")
-    for one in comparison.coverage:
-        checked, unchecked = sum(one.checked.values()), sum(one.unchecked.values())
-        shown.append(f"{checked} operators of the {one.run} replayed, {unchecked} not")
+        count = len(comparison.unmatched)
+        have = "has" if count == 1 else "have"
+        shown.append(f"{number_of(count, 'operator')} {have} no counterpart")
+    for found in comparison.coverage:
+        shown.append(_covered(found))
     return ", ".join(shown)
+
+
+def _covered(found: Coverage) -> str:
+    """How many operators of a run were replayed, judged by another one, and not checked."""
+    replayed = number_of(sum(found.checked.values()), "operator")
+    parts = [f"{replayed} of the {found.run} replayed"]
+    if found.by_signature:
+        parts.append(f"{sum(found.by_signature.values())} judged by another of the same signature")
+    parts.append(f"{sum(found.unchecked.values())} not checked")
+    return ", ".join(parts)
+
+
+def _unchecked(comparison: Comparison) -> list[str]:
+    """Why operators were not checked, most of them first."""
+    lines = []
+    for found in comparison.coverage:
+        counts: Counter[str] = Counter()
+        for op, count in found.unchecked.items():
+            counts[found.reasons.get(op, "its elements were not kept")] += count
+        said = [f"{count} because {why}" for why, count in counts.most_common(_REASONS)]
+        for why, count in found.nothing.items():
+            have = "has" if count == 1 else "have"
+            said.append(f"{count} {have} nothing to check ({why})")
+        if said:
+            lines.append(f"not replayed of the {found.run}: {'; '.join(said)}")
+    return lines
+
+
+def _known(comparison: Comparison) -> list[str]:
+    """Operators of kernels that are known to be inaccurate, with the bounds they are within."""
+    found: dict[tuple[str, str], str] = {}
+    for row in comparison.rows:
+        for run, one in (("reference", row.reference), ("candidate", row.candidate)):
+            if one is not None and one.verdict == "known inaccurate" and one.instance is None:
+                found.setdefault((run, str(row.key or row.name)), f"{numbers(one)}: {one.reason}")
+    lines = [f"known inaccurate, {run}'s {name}: {said}" for (run, name), said in found.items()]
+    more = len(lines) - _REASONS
+    return lines[:_REASONS] + ([f"… and {more} more known to be inaccurate"] if more > 0 else [])
 
 
 def _tables(comparison: Comparison, worst: int) -> list[str]:
@@ -88,9 +136,9 @@ def _accuracies(row: Row) -> tuple[Accuracy | None, ...]:
 def _cells(row: Row) -> tuple[object, ...]:
     left, right = row.dtypes
     accuracy = row.candidate or row.reference
-    faulty = accuracy is not None and accuracy.verdict == "faulty"
+    named = accuracy is not None and accuracy.verdict in ("faulty", "known inaccurate")
     return (
-        "faulty" if faulty else row.status,
+        accuracy.verdict if accuracy is not None and named else row.status,
         row.name,
         left if left == right else f"{left} / {right}",
         row.distance,

@@ -7,11 +7,14 @@ from collections.abc import Iterator, Sequence
 from accel.numerics.comparing import value_findings
 from accel.numerics.comparing.comparison import Kind, Row, Verdict
 from accel.numerics.comparing.divergence import LIMIT
+from accel.numerics.comparing.environment import switches
 from accel.numerics.comparing.evidence import Evidence
 from accel.numerics.comparing.structure import Structural, counted, is_cast, is_derived
+from accel.numerics.comparing.wording import ending, number_of, operator_in_words, row_in_words
 from accel.numerics.storage.entries import Operator
 
 _MOST = 5
+_HARMLESS = ("num_threads",)  # they order sums, and change no dtype
 _ALL = 0.9  # share of operators beyond which a dtype is the model's and no single operator's
 
 
@@ -21,12 +24,23 @@ def of_arguments(evidence: Evidence) -> Iterator[Verdict]:
     dtypes = [one for one in effective if one.kind == "dtype"]
     dtypes = [one for one in dtypes if not is_cast(one.pair.a)] or dtypes
     others = [one for one in effective if one.kind != "dtype"]
+    others = [one for one in others if not _follows(evidence, one)]
     found = []
     if dtypes:
         found.append((dtypes[0].pair.a.id, _dtype(evidence, dtypes)))
     if others and not (dtypes and others[0].kind == "shape"):
         found.append((others[0].pair.a.id, _argument(others)))
     yield from (verdict for _, verdict in sorted(found, key=lambda pair: pair[0]))
+
+
+def _follows(evidence: Evidence, one: Structural) -> bool:
+    """Whether a difference is that of an input's shape or of the training mode."""
+    found = [begun for begun in evidence.preconditions if begun.decisive]
+    is_shape = one.kind == "shape"
+    other_mode = any(one.subject == "mode" and one.name.endswith("training") for one in found)
+    if other_mode and (is_shape or one.text.startswith(("argument train", "argument dropout"))):
+        return True
+    return is_shape and any(begun.relation == "of another shape" for begun in found)
 
 
 def _counts(evidence: Evidence, one: Structural) -> bool:
@@ -53,17 +67,21 @@ def _dtype(evidence: Evidence, found: Sequence[Structural]) -> Verdict:
     a, b = first.pair.a, first.pair.b
     facts = [f"{one.pair.a.key} {one.text}" for one in found[:_MOST]]
     if len(found) > _MOST:
-        facts.append(f"{len(found) - _MOST} more operators do")
+        more = len(found) - _MOST
+        facts.append(f"{number_of(more, 'more operator')} do{'es' if more == 1 else ''}")
     casts = [
         [one for one in evidence.unmatched(run) if is_cast(one) and one.key[:3] == a.key[:3]]
         for run in ("reference", "candidate")
     ]
     if casts[0] or casts[1]:
         facts.append(
-            f"{len(casts[0])} casts there are missing in the candidate, {len(casts[1])} are extra"
+            f"casts there: {len(casts[0])} missing in the candidate, {len(casts[1])} extra"
         )
     kind, why = _reason(evidence, found)
-    return Verdict(kind, f"{a.key} {first.text}{why}", tuple(facts), a.key, b.place or a.place)
+    facts += switches_in_words(evidence)
+    place = b.place or a.place
+    sentence = f"{operator_in_words(a.key, place)} {first.text}{why}"
+    return Verdict(kind, sentence, tuple(facts), a.key, place)
 
 
 def _reason(evidence: Evidence, found: Sequence[Structural]) -> tuple[Kind, str]:
@@ -72,7 +90,7 @@ def _reason(evidence: Evidence, found: Sequence[Structural]) -> tuple[Kind, str]
     if a.autocast != b.autocast:
         return (
             "different switch",
-            f": autocast is {b.autocast} there, in the reference {a.autocast}",
+            f": it runs {_under(b.autocast)}, in the reference {_under(a.autocast)}",
         )
     if a.autocast is not None:
         return "different switch", f": a rule of autocast ({a.autocast}) is missing or different"
@@ -81,15 +99,33 @@ def _reason(evidence: Evidence, found: Sequence[Structural]) -> tuple[Kind, str]
     return "different program", ""
 
 
+def _under(autocast: str | None) -> str:
+    return f"under autocast to {autocast}" if autocast else "without autocast"
+
+
+def switches_in_words(evidence: Evidence) -> list[str]:
+    """The numeric switches in which the runs differ, as facts."""
+    return [
+        f"the switch {name} is {right}, in the reference {left}"
+        for name, (left, right) in list(switches(evidence.environment).items())[:_MOST]
+        if name not in _HARMLESS
+    ]
+
+
 def _argument(found: Sequence[Structural]) -> Verdict:
     first = found[0]
     a, b = first.pair.a, first.pair.b
     facts = [f"{one.pair.a.key}: {one.text}" for one in found[:_MOST]]
     if len(found) > _MOST:
-        facts.append(f"{len(found) - _MOST} more differ")
-    return Verdict(
-        "different program", f"{a.key}: {first.text}", tuple(facts), a.key, b.place or a.place
-    )
+        more = len(found) - _MOST
+        facts.append(f"{more} more differ{ending(more)}")
+    place = b.place or a.place
+    name, text = operator_in_words(a.key, place), first.text
+    if text.startswith("argument "):
+        sentence = f"{name} is called with another argument: {text.removeprefix('argument ')}"
+    else:
+        sentence = f"{name} {text}"
+    return Verdict("different program", sentence, tuple(facts), a.key, place)
 
 
 def of_operators(evidence: Evidence, first: Row) -> Iterator[Verdict]:
@@ -103,18 +139,18 @@ def of_operators(evidence: Evidence, first: Row) -> Iterator[Verdict]:
         f"only in the candidate: {counted(right) or 'nothing'}",
         value_findings.numbers(first),
     ]
-    where = first.module or "the model"
+    where, what = first.module or "the model", row_in_words(first)
     if _all_right(evidence, left, right):
         yield Verdict(
             "different program",
-            f"{where} runs other operators, each of them right, and {first.name} differs by more "
+            f"{where} runs other operators, each of them right, and {what} differs by more "
             "than rounding explains",
             tuple(facts), first.key, first.place,
         )  # fmt: skip
         return
     yield Verdict(
         "cannot decide",
-        f"{where} runs other operators, and {first.name} differs by more than rounding explains; "
+        f"{where} runs other operators, and {what} differs by more than rounding explains; "
         "whether they are meant to compute the same takes their elements",
         tuple(facts), first.key, first.place,
     )  # fmt: skip

@@ -12,6 +12,7 @@ from accel.numerics.comparing.contents import Contents
 from accel.numerics.comparing.interface import RecordedStep
 from accel.numerics.comparing.replay_findings import numbers
 from accel.numerics.comparing.replayer import Replayer
+from accel.numerics.comparing.wording import number_of
 from accel.numerics.storage.entries import Key, Operator
 
 
@@ -32,19 +33,21 @@ class RankReplays:
     coverage: Coverage | None = None
 
 
-def replayed(steps: Mapping[int, RecordedStep], run: Run) -> RankReplays:
+def replayed(
+    steps: Mapping[int, RecordedStep], run: Run, kernels: str | None = None
+) -> RankReplays:
     """Replay what each rank kept."""
     found = RankReplays(run)
     covered = []
     for rank, step in steps.items():
         contents = Contents(step)
-        replayer = Replayer(contents)
+        replayer = Replayer(contents, kernels)
         known = isolated.accuracies(contents, replayer)
         if known:
             covered.append(isolated.covered(run, contents, known))
         for operator in step.operators:
             accuracy = known.get(operator.id)
-            if accuracy is None or accuracy.verdict != "faulty":
+            if accuracy is None or not accuracy.is_own_fault:
                 continue
             found.faults.setdefault(operator.key, []).append((rank, operator, accuracy))
             if operator.key not in found.switches and replayer.can(operator):
@@ -61,12 +64,18 @@ def _added(run: Run, covered: Sequence[Coverage]) -> Coverage | None:
     checked: Counter[str] = Counter()
     unchecked: Counter[str] = Counter()
     reasons: dict[str, str] = {}
+    by_signature: Counter[str] = Counter()
+    nothing: Counter[str] = Counter()
     for one in covered:
+        by_signature.update(one.by_signature)
+        nothing.update(one.nothing)
         checked.update(one.checked)
         unchecked.update(one.unchecked)
         reasons.update(one.reasons)
     unneeded = sum(one.unneeded for one in covered)
-    return Coverage(run, dict(checked), dict(unchecked), reasons, unneeded)
+    return Coverage(
+        run, dict(checked), dict(unchecked), reasons, unneeded, dict(by_signature), dict(nothing)
+    )
 
 
 def findings(replays: RankReplays, rows: Sequence[Row]) -> list[Verdict]:
@@ -98,7 +107,9 @@ def _verdict(replays: RankReplays, keys: Sequence[Key], kind: str) -> Verdict:
     where = f"on rank{'s' if len(members) > 1 else ''} {ranks} of the {replays.run}"
     facts = [f"rank {rank}: {numbers(one)}" for rank, _, one in members]
     if len(keys) > 1:
-        facts.append(f"{len(keys) - 1} more operators are: {', '.join(map(str, keys[1:5]))}")
+        more = number_of(len(keys) - 1, "more operator")
+        are = "is" if len(keys) == 2 else "are"
+        facts.append(f"{more} {are}: {', '.join(map(str, keys[1:5]))}")
     if kind == "different switch":
         sentence = f"{key} {where} {replays.switches[key]}"
         return Verdict("different switch", sentence, tuple(facts), key, operator.place, replays.run)

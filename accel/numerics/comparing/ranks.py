@@ -20,6 +20,7 @@ from accel.numerics.comparing.rank_replays import replayed
 from accel.numerics.comparing.shards import has_other_parts, merged
 from accel.numerics.comparing.stages import Options, Outcome
 from accel.numerics.comparing.swaps import exchanged, swapped
+from accel.numerics.replaying.known import kernels_of
 
 _BEGINNINGS: tuple[Kind, ...] = ("different weight/input", "different switch", "different program")
 _ORDER: tuple[Kind, ...] = (
@@ -43,7 +44,9 @@ def compared(a: RecordedRun, b: RecordedRun, step: int, options: Options) -> Out
         if len(steps) > 1
         for verdict in checked(steps, "reference" if run == "reference" else "candidate")
     )
-    options = replace(options, environment=changed, collectives=wrong)
+    options = replace(
+        options, environment=changed, collectives=wrong, kernels=(_kernels(a), _kernels(b))
+    )
     worlds = _world(a), _world(b)
     if worlds == (1, 1) and len(ours) == len(theirs) == 1:
         return stages.compared(ours[min(ours)], theirs[min(theirs)], options)
@@ -54,6 +57,12 @@ def compared(a: RecordedRun, b: RecordedRun, step: int, options: Options) -> Out
     found.notes = [*_absent(ours, worlds[0], "reference"), *_absent(theirs, worlds[1], "candidate"),
                    *found.notes]  # fmt: skip
     return found
+
+
+def _kernels(run: RecordedRun) -> str:
+    """Whose kernels computed a run."""
+    manifest = next(rank.manifest for _, rank in sorted(run.ranks.items()))
+    return kernels_of(manifest.device, manifest.numerics_mode.get("environment"))
 
 
 def _world(run: RecordedRun) -> int:
@@ -179,7 +188,7 @@ def _together(
         )  # fmt: skip
         for run, steps, world in runs:
             if world > 1:
-                replays = replayed(steps, run)
+                replays = replayed(steps, run, options.kernels[run == "candidate"])
                 found.coverage += [replays.coverage] if replays.coverage is not None else []
                 _explain(found, faults(replays, found.rows), after=_BEGINNINGS)
     exchanges = [*_exchanges(ours, theirs, worlds)]

@@ -19,6 +19,9 @@ _ROUNDING_RMS = 0.427
 _SPREAD = (0.6, 1.6)
 _FEW = 0.25  # of a sketch's sums: what at most some twenty elements can touch
 _SAME_NORM = 1e-12  # relative: squares are added in float64, in any order
+# Elements that differ by less than this, relative L2, leave norms equal to _SAME_NORM.
+_REORDERED = 1e-5
+_LEAST_SCALED = 8  # elements: any one is another one scaled
 _NARROW = (("bfloat16", 2.0**-8), ("float16 or TF32", 2.0**-11), ("HF32", 2.0**-12))
 
 
@@ -55,6 +58,11 @@ def relation(a: Related, b: Related) -> str:
     )
 
 
+def is_definite(relation: str) -> bool:
+    """Whether a relation says more than by how much: training does not transpose or scale."""
+    return bool(relation) and not relation.startswith(("differs by", "only about"))
+
+
 def mask_text(one: Sketch) -> str:
     """The non-finite elements of a tensor in words."""
     parts = [
@@ -88,6 +96,8 @@ def has_same_elements(a: Sketch, b: Sketch) -> bool:
 
 def _order(a: Related, b: Related, left: Sketch, right: Sketch) -> str:
     if left.count < 2 or left.least == left.largest or not has_same_elements(left, right):
+        return ""
+    if (distance(left, right) or 0.0) < _REORDERED:
         return ""
     found = _reordered(a, b)
     return found or "same elements in another order (transposed or permuted?)"
@@ -152,7 +162,7 @@ def _few(a: Sketch, b: Sketch) -> str:
 
 def _scale(a: Sketch, b: Sketch) -> str:
     squares = math.fsum(x * x for x in a.sums)
-    if squares == 0.0 or a.norm == 0.0:
+    if squares == 0.0 or a.norm == 0.0 or a.count < _LEAST_SCALED:
         return ""
     scale = math.fsum(x * y for x, y in zip(a.sums, b.sums, strict=True)) / squares
     rest = math.sqrt(math.fsum((y - scale * x) ** 2 for x, y in zip(a.sums, b.sums, strict=True)))

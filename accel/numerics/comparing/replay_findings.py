@@ -8,11 +8,11 @@ from typing import NamedTuple
 from accel.numerics.comparing.comparison import Accuracy, Run, Verdict
 from accel.numerics.comparing.environment import explaining
 from accel.numerics.comparing.evidence import Evidence
+from accel.numerics.comparing.wording import ending, listed, number_of, operator_in_words
 from accel.numerics.storage.entries import Operator
 
 _RUNS: tuple[Run, ...] = ("candidate", "reference")
 _ALIKE = 3.0  # two runs whose errors are within this factor have the same inaccurate kernel
-_MOST = 5
 
 
 class Fault(NamedTuple):
@@ -38,14 +38,11 @@ def of_faults(evidence: Evidence) -> Iterator[Verdict]:
     differing = [fault for fault in shared if _differs(evidence, fault)]
     alike = [fault for fault in differing if fault.run == "candidate"]
     if alike:
-        evidence.notes.append(
-            f"{len(alike)} operators are inaccurate in both runs, first {_words(alike[0])}"
-        )
+        evidence.notes.append(f"{_inaccurate(len(alike))} in both runs, first {_words(alike[0])}")
     equal = [f for f in shared if f not in differing and f.run == "candidate"]
     if equal:
         evidence.notes.append(
-            f"{len(equal)} operators are inaccurate in both runs, which agree in them; first "
-            f"{_words(equal[0])}"
+            f"{_inaccurate(len(equal))} in both runs, which agree there; first {_words(equal[0])}"
         )
 
 
@@ -54,7 +51,7 @@ def _faults(evidence: Evidence, run: Run) -> list[Fault]:
     return [
         Fault(run, one, known[one.id])
         for one in evidence.contents(run).step.operators
-        if one.id in known and known[one.id].verdict == "faulty"
+        if one.id in known and known[one.id].is_own_fault
     ]
 
 
@@ -97,11 +94,12 @@ def _faulty(evidence: Evidence, faults: list[Fault]) -> Verdict:
     facts = [_words(first), *_rows(evidence, first)]
     if len(faults) > 1:
         facts.append(
-            f"{len(faults) - 1} more operators of the {first.run} are faulty: "
-            + ", ".join(str(fault.operator.key) for fault in faults[1:_MOST])
+            f"{number_of(len(faults) - 1, 'more operator')} of the {first.run} replay"
+            f"{ending(len(faults) - 1)} as faulty: "
+            + listed([str(fault.operator.key) for fault in faults[1:]])
         )
     sentence = (
-        f"{first.operator.key} of the {first.run} is not what float64 makes of its own inputs: "
+        f"{_of(first)} is not what float64 makes of its own inputs: "
         f"{first.accuracy.reason or numbers(first.accuracy)}"
     )
     key, place = first.operator.key, first.operator.place
@@ -115,8 +113,9 @@ def _switch(evidence: Evidence, faults: list[Fault]) -> Verdict:
     known = explaining(evidence.environment, first.operator.key.op)
     facts += [f"{n}: {a} in the reference, {b} in the candidate" for n, (a, b) in known.items()]
     if len(faults) > 1:
-        facts.append(f"the same explains {len(faults) - 1} more operators of the {first.run}")
-    sentence = f"{first.operator.key} of the {first.run} {explanation}"
+        more = number_of(len(faults) - 1, "more operator")
+        facts.append(f"the same explains {more} of the {first.run}")
+    sentence = f"{_of(first)} {explanation}"
     key, place = first.operator.key, first.operator.place
     return Verdict("different switch", sentence, tuple(facts), key, place, first.run)
 
@@ -134,12 +133,23 @@ def _rows(evidence: Evidence, fault: Fault) -> Iterator[str]:
             )
 
 
+def _of(fault: Fault) -> str:
+    """The operator of a run, in plain words."""
+    name = operator_in_words(fault.operator.key, fault.operator.place)
+    bare = name.removeprefix("the ")
+    return f"the {fault.run}'s {bare}"
+
+
+def _inaccurate(count: int) -> str:
+    return f"{number_of(count, 'operator')} {'is' if count == 1 else 'are'} inaccurate"
+
+
 def _words(fault: Fault) -> str:
     return f"{fault.operator.key}: {numbers(fault.accuracy)}"
 
 
 def numbers(one: Accuracy) -> str:
-    """An operator's error in numbers, with the floors in brackets."""
+    """An operator's error in numbers, with the limits in brackets."""
     parts = []
     for name, value, limit in (
         ("R", one.rms, one.limit_rms),
@@ -147,7 +157,7 @@ def numbers(one: Accuracy) -> str:
         ("misrounded", one.misrounding, one.limit_misrounding),
     ):
         if value is not None:
-            parts.append(f"{name} {value:.3g}" + ("" if limit is None else f" (floor {limit:.3g})"))
+            parts.append(f"{name} {value:.3g}" + ("" if limit is None else f" (limit {limit:.3g})"))
     return ", ".join(parts) or one.reason or one.verdict
 
 
@@ -157,6 +167,11 @@ def checked(evidence: Evidence) -> str:
     for run in _RUNS:
         known = evidence.accuracies.get(run, {})
         if known:
-            right = sum(one.verdict == "right" for one in known.values())
-            parts.append(f"{right} of {len(known)} operators of the {run}")
+            own = [one for one in known.values() if one.instance is None]
+            right = sum(one.verdict == "right" for one in own)
+            parts.append(f"{right} of {number_of(len(own), 'operator')} of the {run}")
+            likely = len(known) - len(own)
+            parts += [f"{likely} more judged by another of the same signature"] if likely else []
+            inaccurate = sum(one.verdict == "known inaccurate" for one in own)
+            parts += [f"{inaccurate} known to be inaccurate"] if inaccurate else []
     return f"replayed in float64 and right: {', '.join(parts)}"

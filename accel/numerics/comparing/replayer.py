@@ -27,10 +27,11 @@ class Replayer:
 
     Args:
         contents: The step's values.
+        kernels: Whose kernels computed it, see `known.kernels_of`; None is the CPU's.
     """
 
-    def __init__(self, contents: Contents) -> None:
-        self._step = contents.step
+    def __init__(self, contents: Contents, kernels: str | None = None) -> None:
+        self._step, self._kernels = contents.step, kernels
         self._tensors = Tensors(contents.step)
         self._last: tuple[int, tuple[Tensor | None, ...]] | None = None
 
@@ -91,4 +92,6 @@ class Replayer:
 
     def _judged(self, operator: Operator, call: Call) -> Judged:
         recorded = results_from(operator, self._tensors.of)
-        return judge(call, recorded.outputs, recorded.written, str(operator.key))
+        return judge(
+            call, recorded.outputs, recorded.written, str(operator.key), device_type=self._kernels
+        )

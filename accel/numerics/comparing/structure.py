@@ -10,7 +10,7 @@ from typing import Literal
 from accel.numerics.comparing.alignment import Alignment, OperatorPair
 from accel.numerics.comparing.arguments import changed
 from accel.numerics.comparing.contents import Contents, is_float, rounding
-from accel.numerics.storage.entries import Operator, Phase
+from accel.numerics.storage.entries import OUTSIDE, Operator, Phase
 
 _CASTS = frozenset({"_to_copy", "to", "convert_element_type"})
 # Optimizers and loss scalers compute some arguments from tensors (a norm that is clipped to, …):
@@ -65,6 +65,21 @@ def _of_pair(a: Contents, b: Contents, pair: OperatorPair) -> Iterator[Structura
             continue
         kinds: dict[str, Literal["tensor", "number"]] = {"tensor": "tensor", "number": "number"}
         yield Structural(pair, kinds.get(one.kind, "argument"), f"argument {one}", one.apart)
+
+
+def is_scaling(pair: OperatorPair, scale: float) -> bool:
+    """Whether two operators multiply by numbers of which the candidate's is `scale` times as large.
+
+    That is what scales a loss in one run by more than in the other, and its gradient.
+    """
+    if scale == 1.0 or pair.a.name != "aten::mul" or pair.b.name != "aten::mul":
+        return False
+    ours, theirs = pair.a.arguments.get("other"), pair.b.arguments.get("other")
+    if pair.a.key.module != OUTSIDE:
+        return False
+    if not isinstance(ours, (int, float)) or not isinstance(theirs, (int, float)):
+        return False
+    return theirs == scale * ours
 
 
 def computed_in(contents: Contents, operator: Operator) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from accel.numerics.comparing.comparison import Row, Verdict
 from accel.numerics.comparing.environment import explaining
 from accel.numerics.comparing.evidence import Evidence
+from accel.numerics.comparing.wording import ending, number_of, row_in_words
 
 _NARROW = 2.0**-7  # more than rounding to any narrower mantissa of float32 changes a tensor
 
@@ -24,7 +25,7 @@ def finding(evidence: Evidence, row: Row) -> Verdict:
 def _is_right(row: Row) -> bool:
     """Whether both runs' operators replay as right: then it is badly conditioned."""
     both = row.reference, row.candidate
-    return all(one is not None and one.verdict == "right" for one in both)
+    return all(one is not None and one.verdict == "right" and not one.instance for one in both)
 
 
 def _switch(evidence: Evidence, row: Row) -> Verdict | None:
@@ -37,7 +38,7 @@ def _switch(evidence: Evidence, row: Row) -> Verdict | None:
     name, (left, right) = next(iter(known.items()))
     return Verdict(
         "different switch",
-        f"{row.name} differs first, and {name} is {right} where the reference has {left}",
+        f"{row_in_words(row)} differs first, and {name} is {right} where the reference has {left}",
         (numbers(row), "no other difference was found that explains it", *_all(known)),
         row.key,
         row.place,
@@ -52,23 +53,24 @@ def _all(known: dict[str, tuple[str, str]]) -> list[str]:
 
 
 def _undecided(evidence: Evidence, row: Row, count: int) -> Verdict:
-    facts = [numbers(row), f"{count} values differ more than their inputs and rounding explain"]
+    whose = "its" if count == 1 else "their"
+    facts = [
+        numbers(row),
+        f"{number_of(count, 'value')} differ{ending(count)} by more than {whose} inputs and "
+        "rounding explain",
+    ]
     if row.masks is not None:
         facts.append(f"its non-finite elements: {row.masks[0]}; in the candidate {row.masks[1]}")
     for run, one in (("reference", row.reference), ("candidate", row.candidate)):
         if one is not None:
             facts.append(f"the {run}'s replays as {one.verdict}{_because(one.reason)}")
     facts += _all(explaining(evidence.environment, row.op))
-    need = " and ".join(
-        f"the {run}'s"
-        for run, one in (("reference", row.reference), ("candidate", row.candidate))
-        if one is None
-    )
+    need = " and ".join(f"the {run}'s" for run in evidence.lacking(row))
     cure = f": {need} elements are needed" if need else ""
     return Verdict(
         "cannot decide",
-        f"{row.name} is the first value that differs by more than its inputs and rounding explain"
-        f"{cure}",
+        f"{row_in_words(row)} is the first value that differs by more than its inputs and rounding "
+        f"explain{cure}",
         tuple(facts),
         row.key,
         row.place,

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from accel.numerics.comparing import program_findings, replay_findings, value_findings
+from accel.numerics.comparing import (
+    one_sided,
+    program_findings,
+    program_values,
+    replay_findings,
+    value_findings,
+)
 from accel.numerics.comparing.comparison import Row, Verdict
 from accel.numerics.comparing.evidence import Evidence
+from accel.numerics.comparing.gradient_scale import of_gradient_scale
 from accel.numerics.comparing.precondition_findings import of_preconditions
+from accel.numerics.comparing.wording import ending, number_of
 
 
 def findings(evidence: Evidence) -> list[Verdict]:
@@ -18,23 +26,30 @@ def findings(evidence: Evidence) -> list[Verdict]:
     differ without any of these.
     """
     found = list(_wrong(evidence))
-    return found or [agreement(evidence)]
+    return found or [*of_gradient_scale(evidence)] or [agreement(evidence)]
 
 
 def _wrong(evidence: Evidence) -> Iterator[Verdict]:
     found = [
         *of_preconditions(evidence),
         *program_findings.of_arguments(evidence),
+        *program_values.of_gradients(evidence),
         *evidence.collectives,
         *replay_findings.of_faults(evidence),
     ]
+    if evidence.drift is not None and not evidence.drift.explained:
+        found.append(evidence.drift.verdict())
     yield from found
     first = value_findings.first(evidence)
     if first is None or any(_explains(evidence, one, first) for one in found):
         return
     structure: list[Verdict] = []
     if evidence.a.step.operators and evidence.b.step.operators:
-        structure = list(program_findings.of_operators(evidence, first))
+        structure = [*program_values.finding(evidence, first)] or [
+            *program_findings.of_operators(evidence, first)
+        ]
+    elif evidence.a.step.operators or evidence.b.step.operators:
+        structure = list(one_sided.finding(evidence, first))
     yield from structure or [value_findings.finding(evidence, first)]
 
 
@@ -67,27 +82,33 @@ def agreement(evidence: Evidence) -> Verdict:
 def _same(evidence: Evidence, equal: int, unknown: int) -> Verdict:
     facts = []
     if unknown:
-        facts.append(
-            f"{unknown} more have no sketch, or nobody knows which part of a whole it is of"
-        )
+        have = "has" if unknown == 1 else "have"
+        facts.append(f"{unknown} more {have} no sketch, or one of an unknown part of a whole")
     unmatched = [len(evidence.unmatched(run)) for run in ("reference", "candidate")]
     if any(unmatched):
         facts.append(
-            f"{unmatched[0]} operators of the reference and {unmatched[1]} of the candidate have "
-            "no counterpart"
+            f"without a counterpart: {number_of(unmatched[0], 'operator')} of the reference, "
+            f"{unmatched[1]} of the candidate"
         )
-    sentence = f"all {equal} values that both runs have are equal as far as sketches tell"
+    sentence = f"all {equal} values that both runs have are equal, as far as sketches tell"
+    if equal == 1:
+        sentence = "the one value that both runs have is equal, as far as sketches tell"
     return Verdict("same", sentence, tuple(facts))
 
 
 def _rounding(evidence: Evidence, equal: int) -> Verdict:
     rows = [row for row in evidence.rows if row.status not in ("equal", "unknown")]
     farthest = max(rows, key=lambda row: row.distance or 0.0, default=None)
-    facts = [f"{equal} of {len(evidence.rows)} values are equal, {len(rows)} differ by rounding"]
+    of = number_of(len(evidence.rows), "value")
+    verb = "is" if equal == 1 else "are"
+    apart = f"{len(rows)} differ{ending(len(rows))} by rounding"
+    facts = [f"{equal} of {of} {verb} equal, {apart}"]
     if farthest is not None and farthest.distance is not None:
         facts.append(
             f"furthest apart is {farthest.name}: {farthest.distance:.3g}, relative to its norm"
         )
+    if evidence.drift is not None:
+        facts.append(str(evidence.drift))
     if any(evidence.accuracies.values()):
         facts.append(replay_findings.checked(evidence))
         how = "every operator that was replayed is right"

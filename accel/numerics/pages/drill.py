@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from itertools import starmap
 
 from accel.numerics.comparing.comparison import (
     Accuracy,
@@ -10,31 +10,30 @@ from accel.numerics.comparing.comparison import (
     Decomposition,
     Row,
 )
-from accel.numerics.pages.arguments import Given
 from accel.numerics.pages.elements import histogram_of, table_of
 from accel.numerics.pages.words import percent, tone_of_status
 from accel.report import Markup, html
 from accel.report.html import Tone
 from accel.report.markup import element, joined, number
 
-_VERDICTS: dict[str, Tone] = {"right": "good", "faulty": "bad", "unchecked": "neutral"}
+_VERDICTS: dict[str, Tone] = {"right": "good", "faulty": "bad", "unchecked": "neutral",
+                               "known inaccurate": "warn"}  # fmt: skip
 
 
-def details(
-    comparison: Comparison, row: Row, given: Sequence[Given], *, is_rich: bool = True
-) -> Markup:
+def details(comparison: Comparison, row: Row, *, is_rich: bool = True) -> Markup:
     """The drill-down of one row.
 
     Args:
         comparison: What the row is of.
         row: The row.
-        given: What its operator was given.
         is_rich: Whether to draw tables and a histogram; thousands of them make a page heavy.
     """
     if not is_rich:
-        said = {"given": ", ".join(map(_given_in_words, given))} if given else {}
+        said = (
+            {"given": ", ".join(starmap(_given_in_words, row.arguments))} if row.arguments else {}
+        )
         return html.definitions({**_facts(row), **said, **_in_words(row)})
-    parts = [html.definitions(_facts(row)), *_given(given), *_accuracies(row)]
+    parts = [html.definitions(_facts(row)), *_given(row), *_accuracies(row)]
     parts += [histogram_of(row.histogram)] if row.histogram else []
     parts += _elements(comparison, row)
     return joined(parts)
@@ -79,22 +78,23 @@ def _parts(found: Decomposition) -> str:
     )
 
 
-def _given_in_words(one: Given) -> str:
-    if one.candidate is None or one.reference == one.candidate:
-        return f"{one.name} {one.reference}"
-    return f"{one.name} {one.reference} in the reference, {one.candidate} in the candidate"
+def _given_in_words(name: str, reference: str, candidate: str) -> str:
+    if reference == candidate:
+        return f"{name} {reference}"
+    return f"{name} {reference} in the reference, {candidate} in the candidate"
 
 
-def _given(given: Sequence[Given]) -> list[Markup]:
+def _given(row: Row) -> list[Markup]:
     """The arguments; in one column where both runs have the same."""
-    if not given:
+    if not row.arguments:
         return []
-    if all(one.reference == one.candidate for one in given):
-        rows: list[tuple[object, ...]] = [(one.name, one.reference) for one in given]
-        return [html.table(("given", "in both runs"), rows, row_headings=True,
+    if all(reference == candidate for _, reference, candidate in row.arguments):
+        same = [(name, text) for name, text, _ in row.arguments]
+        return [html.table(("given", "in both runs"), same, row_headings=True,
                            caption="What it was given")]  # fmt: skip
-    return [html.table(("given", "reference", "candidate"), given, row_headings=True,
-                       caption="What it was given", bad=lambda row: row[1] != row[2])]  # fmt: skip
+    headers = ("given", "reference", "candidate")
+    return [html.table(headers, row.arguments, row_headings=True, caption="What it was given",
+                       bad=lambda cells: cells[1] != cells[2])]  # fmt: skip
 
 
 def _in_words(row: Row) -> dict[str, object]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from accel.numerics.comparing.comparison import Comparison, Row
-from accel.numerics.pages.arguments import GivenByRow
 from accel.numerics.pages.drill import details
 from accel.numerics.pages.words import is_faulty, tone_of_status
 from accel.report import Markup, html
@@ -22,22 +21,21 @@ def flagged_rows(comparison: Comparison) -> list[Row]:
     return list({row.order: row for row in [*first, *rest]}.values())
 
 
-def flagged(comparison: Comparison, given: GivenByRow) -> list[Markup]:
-    """The first of them, the very first opened; `given` is what their operators were given."""
+def flagged(comparison: Comparison) -> list[Markup]:
+    """The first of them, the very first opened."""
     rows = flagged_rows(comparison)
     if not rows:
         return []
-    shown = [_opened(comparison, row, given, is_open=i == 0) for i, row in enumerate(rows[:_MOST])]
+    shown = [_opened(comparison, row, is_open=i == 0) for i, row in enumerate(rows[:_MOST])]
     said = "The verdict's operator first, then faulty and diverging ones in execution order."
     if len(rows) > len(shown):
         said += f" The first {len(shown)} of {len(rows)}; all are in the table of values."
     return [html.section("Operators to look at", said, joined(shown), anchor="flagged")]
 
 
-def _opened(comparison: Comparison, row: Row, given: GivenByRow, *, is_open: bool) -> Markup:
+def _opened(comparison: Comparison, row: Row, *, is_open: bool) -> Markup:
     label = html.label("faulty", "bad") if is_faulty(row) else html.label(
         row.status, tone_of_status(row.status)
     )  # fmt: skip
     summary = joined([label, " ", element("code", row.name)])
-    inside = details(comparison, row, given.get(row.order, ()))
-    return html.disclosure(summary, inside, is_open=is_open)
+    return html.disclosure(summary, details(comparison, row), is_open=is_open)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 
 from accel.numerics.comparing.comparison import Comparison
 from accel.numerics.pages import summary, surroundings
-from accel.numerics.pages.arguments import given_of
 from accel.numerics.pages.depth import depth
 from accel.numerics.pages.flagged import flagged
 from accel.numerics.pages.losses import losses
@@ -32,8 +30,7 @@ margin:8px 0}
 def to_html(comparison: Comparison) -> str:
     """The page: verdict, evidence, errors against depth, every value, and what lies around.
 
-    It loads nothing: style, script and data are inside. Text from the recordings is escaped. What
-    operators were given is read from the recordings; where they are no longer there a note says so.
+    It loads nothing: style, script and data are inside. Text from the recordings is escaped.
 
     Args:
         comparison: What `compare` found.
@@ -41,15 +38,13 @@ def to_html(comparison: Comparison) -> str:
     Returns:
         The HTML document.
     """
-    given, missing = given_of(comparison)
-    comparison = replace(comparison, notes=(*comparison.notes, *missing))
     sections = [
         *summary.zoom(comparison),
-        *flagged(comparison, given),
+        *flagged(comparison),
         depth(comparison),
         strip(comparison),
         losses(comparison),
-        values(comparison, given),
+        values(comparison),
         *modules(comparison),
         *summary.other_findings(comparison),
         surroundings.environment(comparison),

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from accel.numerics.comparing.contents import rounding
-from accel.numerics.pages.arguments import shape_of
+from accel.numerics.comparing.given import shape_of
 from accel.numerics.replaying.judged import Judged, Verdict
-from accel.numerics.replaying.limits import MOST_M, MOST_M_16, MOST_R, MOST_R_16
 from accel.numerics.replaying.walk import JudgedOperator, Replay
 from accel.numerics.storage.entries import Operator
 from accel.numerics.storage.reader import load_recording
@@ -70,17 +69,14 @@ class Entry:
         return self.judged.dtype is not None and self.judged.verdict in ("within", "out", "known")
 
     @property
-    def limits(self) -> tuple[float, float]:
-        """The limits of R and M."""
-        sixteen = self.judged.dtype in ("float16", "bfloat16")
-        return (MOST_R_16, MOST_M_16) if sixteen else (MOST_R, MOST_M)
+    def limits(self) -> tuple[float | None, float | None]:
+        """What R and M were held to; None where they were not."""
+        return self.judged.limit_R, self.judged.limit_M
 
     @property
     def share(self) -> float | None:
         """How near it is to its limits: 1 is at one."""
-        if not self.is_measured:
-            return None
-        return max(self.judged.R / self.limits[0], self.judged.M / self.limits[1])
+        return self.judged.share if self.is_measured else None
 
     @property
     def outputs(self) -> str:

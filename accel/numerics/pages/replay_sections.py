@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from accel.numerics.pages.arguments import described
+from accel.numerics.comparing.given import described
 from accel.numerics.pages.elements import examined
 from accel.numerics.pages.plots import Measure, Spot, regions, strip_plot, thinned, thinned_by_phase
 from accel.numerics.pages.replay_entries import TONES, Entry
@@ -49,6 +49,8 @@ def headline(replay: Replay, entries: Sequence[Entry]) -> Markup:
 def _outcome(replay: Replay) -> tuple[str, Tone]:
     if replay.out:
         return "faulty operator", "bad"
+    if replay.ok and replay.counts["known"]:
+        return "right, or known inaccurate kernels", "warn"
     return ("all checked are right", "good") if replay.ok else ("nothing checked", "neutral")
 
 
@@ -66,7 +68,11 @@ def figures(replay: Replay) -> Markup:
         for verdict in VERDICTS
     ]
     views = sum(one.judged.kind == "view" for one in replay.operators)
-    return html.figures([*items, (views, "views, which compute nothing", "neutral")])
+    same: list[tuple[object, str, Tone]] = []
+    if replay.by_signature:
+        words = "of these, judged by another operator of the same signature"
+        same = [(replay.by_signature, words, "neutral")]
+    return html.figures([*items, *same, (views, "views, which compute nothing", "neutral")])
 
 
 def flagged(entries: Sequence[Entry]) -> list[Markup]:
@@ -107,17 +113,28 @@ def details(entry: Entry) -> Markup:
         "outputs": entry.outputs,
     }
     if entry.is_measured:
-        most_r, most_m = entry.limits
-        facts["R"] = f"{number(judged.R)}, limit {number(most_r)}"
-        facts["M"] = f"{number(judged.M)}, limit {number(most_m)}, at flat index {judged.at}"
+        facts["R"] = _held(judged.R, judged.limit_R)
+        facts["M"] = f"{_held(judged.M, judged.limit_M)}, at flat index {judged.at}"
+        if judged.limit_excess is not None:
+            facts["M before rounding"] = _held(judged.excess, judged.limit_excess)
         facts["judged by output"] = judged.output
     if judged.nonfinite:
         facts["non-finite on one side"] = judged.nonfinite
     if judged.misrounding:
-        facts["misrounded"] = f"{percent(judged.misrounding)}, explained {percent(judged.expected)}"
+        most = judged.limit_misrounding
+        facts["misrounded"] = (
+            f"{percent(judged.misrounding)}, explained {percent(judged.expected)}"
+            + ("" if most is None else f", limit {percent(most)}")
+        )
     if entry.accumulated is not None:
         facts["from float64 in all"] = f"{number(entry.accumulated)} u"
     return joined([html.definitions(facts), _arguments(entry)])
+
+
+def _held(value: float, most: float | None) -> str:
+    """A measure and what it was held to."""
+    said = "not held to a limit" if most is None else f"limit {number(most)}"
+    return f"{number(value)}, {said}"
 
 
 def _arguments(entry: Entry) -> Markup:
@@ -194,7 +211,9 @@ def strip(entries: Sequence[Entry]) -> Markup:
     said = (
         "Every operator's error against float64 from its own recorded inputs, over what rounding "
         "its output and the noise of its inputs must cost. R is the root mean square, M the "
-        "largest element. What is above a dashed line is out, unless its kernel is known for it."
+        "largest element. What is above a dashed line is out; the line of a known kernel is its "
+        "own bound. 16-bit outputs are held to what rounding cannot explain "
+        "and to how many are misrounded instead of M, so they have no line there."
     )
     out = [e.judged.verdict == "out" for e in shown]
     r = Measure([e.judged.R for e in shown], [e.limits[0] for e in shown], out)

@@ -23,8 +23,9 @@ def strip(comparison: Comparison) -> Markup:
     said = (
         "Every replayed operator by itself: its error against float64 from its own recorded "
         "inputs, over what rounding its output and the noise of its inputs must cost. R is the "
-        "root mean square, M the largest element. Above a dashed line is a fault; 16-bit outputs "
-        "can also be at fault by what rounding cannot explain, or by how many are misrounded."
+        "root mean square, M the largest element. Where a dashed line is drawn, what is above it "
+        "is a fault; 16-bit outputs are held to what rounding cannot explain and to how many are "
+        "misrounded instead of M."
     )
     plots = joined([
         _plot("R", shown, thinning, lambda one: one.rms, lambda one: one.limit_rms),

@@ -12,6 +12,7 @@ from accel.numerics.comparing.comparison import (
     RankCell,
     Unmatched,
 )
+from accel.numerics.comparing.wording import number_of
 from accel.numerics.pages.summary import tone_of_kind
 from accel.numerics.pages.words import tone_of_status
 from accel.report import Markup, html
@@ -62,26 +63,41 @@ def coverage(comparison: Comparison) -> Markup:
 
 def _of_run(one: Coverage, missing: Sequence[Unmatched]) -> list[object]:
     checked, unchecked = sum(one.checked.values()), sum(one.unchecked.values())
+    alike = sum(one.by_signature.values())
     lacking = Counter(unmatched.key.op for unmatched in missing)
     said = (
-        f"{checked} operators checked, {unchecked} not checked, {one.unneeded} with nothing to "
-        f"check (views, allocations, random numbers), {len(missing)} without a counterpart in the "
-        "other run. What was not checked is not said to be right."
+        f"{number_of(checked, 'operator')} replayed, {alike} judged by another of the same "
+        f"signature, {unchecked} not checked, {one.unneeded} with nothing to check"
+        f"{_why_nothing(one)}, {len(missing)} without a counterpart in the other run. What was not "
+        "checked is not said to be right."
     )
-    names = {*one.checked, *one.unchecked, *lacking}
+    names = {*one.checked, *one.by_signature, *one.unchecked, *lacking}
     rows = [
-        (op, one.checked.get(op, 0), one.unchecked.get(op, 0), lacking[op], one.reasons.get(op))
+        (
+            op,
+            one.checked.get(op, 0),
+            one.by_signature.get(op, 0),
+            one.unchecked.get(op, 0),
+            lacking[op],
+            one.reasons.get(op),
+        )
         for op in sorted(names, key=lambda op: (-one.unchecked.get(op, 0), -lacking[op], op))
     ]
-    headers = ("operator", "checked", "not checked", "no counterpart", "why not checked")
+    headers = ("operator", "replayed", "by signature", "not checked", "no counterpart",
+               "why not checked")  # fmt: skip
     table = html.table(headers, rows, sortable=True, row_headings=True,
                        caption=f"Coverage of the {one.run}")  # fmt: skip
     return [
         element("h3", f"The {one.run}"),
-        _share(checked, unchecked, one.unneeded),
+        _share(checked, alike + unchecked, one.unneeded),
         said,
         html.disclosure(f"By operator ({len(rows)})", table, is_open=bool(unchecked or missing)),
     ]
+
+
+def _why_nothing(one: Coverage) -> str:
+    said = ", ".join(f"{count}: {why}" for why, count in one.nothing.items())
+    return f" ({said})" if said else ""
 
 
 def _share(checked: int, unchecked: int, unneeded: int) -> Markup:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from accel.numerics.comparing.comparison import Comparison, ModuleRow, Row
 from accel.numerics.comparing.presentation import by_urgency
-from accel.numerics.pages.arguments import GivenByRow
 from accel.numerics.pages.drill import details
 from accel.numerics.pages.words import MOST_ROWS, VALUES, is_faulty, tone_of_status, worse
 from accel.report import Markup, html
@@ -15,13 +14,8 @@ from accel.report.explorer import Cell, Column, Labelled, explorer
 _MOST_RICH = 500  # rows with a histogram of their own
 
 
-def values(comparison: Comparison, given: GivenByRow) -> Markup:
-    """Every value, sortable and filterable, each with its drill-down.
-
-    Args:
-        comparison: What to show.
-        given: What the operators of its rows were given.
-    """
+def values(comparison: Comparison) -> Markup:
+    """Every value, sortable and filterable, each with its drill-down."""
     rows = comparison.rows[:MOST_ROWS]
     rich = {row.order for row in by_urgency(comparison.rows)[:_MOST_RICH]}
     columns = _columns(comparison)
@@ -30,10 +24,7 @@ def values(comparison: Comparison, given: GivenByRow) -> Markup:
         [_cells(row)[: len(columns)] for row in rows],
         name=VALUES,
         caption="Every aligned value",
-        details=[
-            details(comparison, row, given.get(row.order, ()), is_rich=row.order in rich)
-            for row in rows
-        ],
+        details=[details(comparison, row, is_rich=row.order in rich) for row in rows],
         marked=[i for i, row in enumerate(rows) if is_faulty(row) or row.status == "diverges"],
     )
     said = (

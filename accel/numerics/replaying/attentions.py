@@ -62,9 +62,9 @@ def _padded(lse: Tensor, recorded: Tensor | None) -> Tensor | None:
     if recorded.shape[2] < lse.shape[2]:
         return None
     whole = recorded.detach().to("cpu", torch.float64).clone()
-    # A row that sees no key: some kernels say +inf for -inf.
+    # A row that sees no key has no sum: kernels say -inf, +inf, NaN or 0, and nobody uses it.
     rows = whole[..., : lse.shape[2]]
-    rows.copy_(torch.where(torch.isinf(lse) & torch.isinf(rows), rows, lse))
+    rows.copy_(torch.where(torch.isinf(lse), rows, lse))
     return whole
 
 

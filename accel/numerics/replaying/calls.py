@@ -19,7 +19,8 @@ Function = Callable[..., Any]
 
 # Arguments that say where and how memory lies, which the CPU decides for itself.
 _DROPPED = frozenset({"layout", "pin_memory", "generator", "non_blocking"})
-_NARROWS = "half_to_float"  # a softmax of float16 that returns float32: nothing in float64
+# A softmax of float16 that returns float32, which is nothing in float64; an index without checks.
+_SWITCHED_OFF = frozenset({"half_to_float", "unsafe"})
 # They update these arguments without saying so in their schemas.
 _SILENT = ("running_mean", "running_var")
 
@@ -196,7 +197,7 @@ def widened(call: Call) -> dict[str, Given]:
         return change
 
     return {
-        name: False if name == _NARROWS else mapped(value, widen(name))
+        name: False if name in _SWITCHED_OFF else mapped(value, widen(name))
         for name, value in call.arguments.items()
         if name not in _DROPPED
     }
@@ -211,9 +212,10 @@ def results_of(function: Function, call: Call, arguments: Mapping[str, Given]) -
     try:
         with torch.no_grad(), torch.autocast("cpu", enabled=False), _in_float64(call):
             returned = function(**arguments)
-    except (RuntimeError, TypeError, ValueError, NotImplementedError, IndexError) as error:
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CannotReplayError(f"its float64 replay failed: {line:.200}") from error
+    except CannotReplayError:
+        raise
+    except Exception as error:  # whatever it is, it is the replay's and not the program's
+        raise CannotReplayError(f"its float64 replay failed: {first_line(error):.200}") from error
     written = {name: tuple(tensors_in(arguments[name])) for name in call.written}
     known = {id(tensor) for tensors in written.values() for tensor in tensors}
     outputs = tuple(
@@ -222,6 +224,12 @@ def results_of(function: Function, call: Call, arguments: Mapping[str, Given]) -
         if id(item) not in known
     )
     return Results(outputs, written)
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says first, or else its type."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 @contextlib.contextmanager

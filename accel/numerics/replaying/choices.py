@@ -14,6 +14,7 @@ _ALONG_A_DIM = frozenset(
         "kthvalue", "mode", "cummax", "cummin", "msort",
     }
 )  # fmt: skip
+_SO_FAR = frozenset({"cummax", "cummin"})  # they choose among the elements up to their own
 _POOLS = frozenset({"max_pool2d_with_indices", "max_pool3d_with_indices"})
 
 
@@ -41,7 +42,17 @@ def same_choice(call: Call, actual: Tensor, truth: Tensor) -> bool:
         return _equal(source.reshape(-1), 0, actual.reshape(-1), truth.reshape(-1))
     if actual.dim() < source.dim():
         actual, truth = actual.unsqueeze(dim), truth.unsqueeze(dim)
+    if name in _SO_FAR and bool((actual > _places(actual, int(dim))).any()):
+        return False
     return _equal(source, int(dim), actual, truth)
+
+
+def _places(indices: Tensor, dim: int) -> Tensor:
+    """Each element's own place along `dim`."""
+    shape = [1] * indices.dim()
+    if shape:
+        shape[dim] = -1
+    return torch.arange(indices.shape[dim] if shape else 1).view(shape)
 
 
 def _equal(source: Tensor, dim: int, actual: Tensor, truth: Tensor) -> bool:

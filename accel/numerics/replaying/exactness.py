@@ -33,7 +33,11 @@ EXACT = frozenset(
         "triu", "triu_", "trunc", "trunc_", "unfold_copy", "unsafe_chunk", "unsafe_split",
         "unsafe_split_with_sizes", "unsqueeze_copy", "upsample_nearest1d", "upsample_nearest2d",
         "upsample_nearest3d", "view_as_complex_copy", "view_as_real_copy", "view_copy", "vstack",
-        "where", "zero", "zero_", "zeros", "zeros_like",
+        "where", "zero", "zero_", "zeros", "zeros_like", "round", "round_", "mode", "median",
+        "nanmedian", "kthvalue", "frac", "frac_", "sgn_", "sign_", "copysign",
+        "copysign_", "heaviside", "heaviside_", "nextafter", "nextafter_", "_unique2", "unique_dim",
+        "unique_consecutive", "unique_dim_consecutive", "masked_scatter_", "put", "put_",
+        "fix", "fix_",
     }
 )  # fmt: skip
 """Names in the namespace `aten`."""

@@ -35,6 +35,11 @@ class Judged:
         dtype: Of that result.
         at: Flat index of its worst element.
         milliseconds: What the replay cost.
+        limit_R: What R was held to; None where it was not, as for exact results. Of a `known` one
+            the bound of its kernel, and R and M are by the noise that this bound is for.
+        limit_M: What M was held to; a 16-bit output is held to `limit_excess` instead.
+        limit_excess: What `excess` was held to.
+        limit_misrounding: What `misrounding` was held to.
     """
 
     operator: str
@@ -52,6 +57,21 @@ class Judged:
     dtype: str | None = None
     at: int | None = None
     milliseconds: float = 0.0
+    limit_R: float | None = None  # noqa: N815
+    limit_M: float | None = None  # noqa: N815
+    limit_excess: float | None = None
+    limit_misrounding: float | None = None
+
+    @property
+    def share(self) -> float | None:
+        """The largest measure over the limit that it was held to; None if it was held to none."""
+        pairs = (
+            (self.R, self.limit_R),
+            (self.M, self.limit_M),
+            (self.excess, self.limit_excess),
+            (self.misrounding, self.limit_misrounding),
+        )
+        return max((value / most for value, most in pairs if most), default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values for JSON; infinite numbers become null."""

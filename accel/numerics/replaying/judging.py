@@ -5,22 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from accel.numerics.replaying import references
-from accel.numerics.replaying.calls import Call, Given, Results, bound, widened
+from accel.numerics.replaying.calls import Call, Given, Results, bound, first_line, widened
 from accel.numerics.replaying.choices import same_choice
 from accel.numerics.replaying.judged import Judged, Verdict
 from accel.numerics.replaying.known import (
     ROUNDED_SCALARS,
+    UNDECIDED_ON_CPU,
+    adds_by_inputs,
     is_wide_result,
     keeps_16_bits,
     known_inaccuracy,
 )
-from accel.numerics.replaying.limits import badness, why_out
+from accel.numerics.replaying.limits import badness, rules, why_out
 from accel.numerics.replaying.operators import (
+    has_jumps,
     is_exact,
     is_pointwise,
     is_view,
@@ -33,6 +37,7 @@ from accel.numerics.replaying.responses import (
     mean_squares,
     real,
     roundoff,
+    widened_squares,
     with_rounded_scalars,
 )
 from accel.numerics.replaying.yardstick import SIXTEEN_BIT, Measured, measured
@@ -44,6 +49,8 @@ def judge_call(
     kwargs: Mapping[str, Given],
     outputs: Sequence[Tensor | None],
     written: Mapping[str, Sequence[Tensor]] | None = None,
+    *,
+    device_type: str | None = None,
 ) -> Judged:
     """Judge one call of an operator by its float64 replay.
 
@@ -53,13 +60,15 @@ def judge_call(
         kwargs: Likewise.
         outputs: What it returned, flattened, without arguments that it wrote to.
         written: The arguments that it wrote to, with the values afterwards.
+        device_type: Whose kernel ran: a chip family, or `cpu` for torch's CPU kernels (None is the
+            same), which alone are excused by what is known of them.
     """
     try:
         call = bound(op, args, kwargs, tuple(written or ()))
-    except CannotReplayError as error:
+    except Exception as error:  # a failure of the check is no failure of the program
         name = str(op._schema.name)
-        return Judged(name, name, "other", "unchecked", reason=str(error))
-    return judge(call, outputs, written or {})
+        return Judged(name, name, "other", "unchecked", reason=f"{first_line(error):.200}")
+    return judge(call, outputs, written or {}, device_type=device_type)
 
 
 def judge(
@@ -67,6 +76,8 @@ def judge(
     outputs: Sequence[Tensor | None],
     written: Mapping[str, Sequence[Tensor]],
     operator: str | None = None,
+    *,
+    device_type: str | None = None,
 ) -> Judged:
     """Judge one call; see `judge_call`. `operator` is what the result calls it, or its name."""
     began = time.perf_counter()
@@ -74,13 +85,15 @@ def judge(
     empty = Judged(operator or call.name, call.name, kind, "unchecked")
     recorded = Results(tuple(outputs), {name: tuple(given) for name, given in written.items()})
     try:
-        found = _found(call, recorded, empty)
+        found = _found(call, recorded, empty, device_type or _CPU)
     except CannotReplayError as error:
         found = replace(empty, reason=str(error))
+    except Exception as error:  # a failure of the check is no failure of the program
+        found = replace(empty, reason=f"its replay failed: {first_line(error):.200}")
     return replace(found, milliseconds=(time.perf_counter() - began) * 1e3)
 
 
-def _found(call: Call, recorded: Results, empty: Judged) -> Judged:
+def _found(call: Call, recorded: Results, empty: Judged, device_type: str) -> Judged:
     if is_view(call.name, call.overload):
         return replace(empty, verdict="exact", reason="a view computes nothing")
     replay = references.replayer(call, recorded)
@@ -94,16 +107,17 @@ def _found(call: Call, recorded: Results, empty: Judged) -> Judged:
     wrong = _why_not_alike(call, recorded, truth)
     if wrong is not None:
         return replace(empty, verdict="out", output=wrong[0], reason=wrong[1])
-    if is_exact(call.name) or not any(is_inexact(t) for _, t in recorded.named()):
+    if is_exact(call.name, call.overload) or not any(is_inexact(t) for _, t in recorded.named()):
         return _exactly(empty, recorded, truth)
     squares = mean_squares(call, replay, truth, unit)
-    found = _worst(empty, _measured(recorded, truth, squares, unit))
-    return (
-        _excused(call, recorded, truth, squares, unit, found) if found.verdict == "out" else found
-    )
+    found = _worst(empty, _measured(call, recorded, truth, squares, unit))
+    if found.verdict != "out":
+        return found
+    return _excused(call, recorded, truth, squares, unit, found, device_type)
 
 
 _DOUBLE = 2.0**-53
+_CPU = "cpu"
 
 
 def _why_not_alike(call: Call, recorded: Results, truth: Results) -> tuple[str, str] | None:
@@ -140,11 +154,15 @@ def _exactly(empty: Judged, recorded: Results, truth: Results) -> Judged:
 
 
 def _measured(
-    recorded: Results, truth: Results, squares: Mapping[str, Tensor], unit: float
+    call: Call, recorded: Results, truth: Results, squares: Mapping[str, Tensor], unit: float
 ) -> dict[str, Measured]:
     expected = dict(truth.named())
+    # What jumps by noise in one element says nothing of the others.
+    floors = not has_jumps(call.name, call.overload)
     return {
-        name: measured(real(actual.detach().cpu()), real(expected[name]), squares[name], unit)
+        name: measured(
+            real(actual.detach().cpu()), real(expected[name]), squares[name], unit, floors=floors
+        )
         for name, actual in recorded.named()
         if name in squares and is_inexact(actual)
     }
@@ -170,7 +188,16 @@ def _worst(empty: Judged, found: Mapping[str, Measured], strict: bool = True) ->
         output=name,
         dtype=str(worst.dtype).removeprefix("torch."),
         at=worst.at,
+        **_limits(worst, strict),
     )
+
+
+def _limits(found: Measured, strict: bool) -> dict[str, Any]:
+    """What a result is held to, by the fields of `Judged`; None for the others."""
+    none: dict[str, float | None] = dict.fromkeys(
+        ("limit_R", "limit_M", "limit_excess", "limit_misrounding")
+    )
+    return {**none, **{rule.field: rule.most for rule in rules(found, strict)}}
 
 
 def _excused(
@@ -180,28 +207,38 @@ def _excused(
     squares: Mapping[str, Tensor],
     unit: float,
     found: Judged,
+    device_type: str,
 ) -> Judged:
     """What the verdict is by what is known of this operator's kernels."""
     coarse = _coarse_dtype(call)
     if coarse is None:
-        strictly = _measured(recorded, truth, squares, unit)
-        return _known(call, found, strictly, strictly)
-    if short_name(call.name) in ROUNDED_SCALARS:
+        strictly = _measured(call, recorded, truth, squares, unit)
+        return _known(call, found, strictly, strictly, device_type)
+    if device_type == _CPU and short_name(call.name) in ROUNDED_SCALARS:
         truth = _nearer(call, recorded, truth, coarse)
-        again = _worst(found, _measured(recorded, truth, squares, unit))
+        again = _worst(found, _measured(call, recorded, truth, squares, unit))
         if again.verdict == "within":
             return again
-    wide = (torch.finfo(coarse).eps / 2 / unit) ** 2
-    wider = {name: value * wide for name, value in squares.items()}
-    strictly = _measured(recorded, truth, squares, unit)
-    coarsely = _measured(recorded, truth, wider, unit)
-    if keeps_16_bits(call, found.kind, strictly.values(), unit):
+    if device_type == _CPU and short_name(call.name) in UNDECIDED_ON_CPU:
+        return replace(
+            Judged(found.operator, found.name, found.kind, "unchecked"),
+            reason=UNDECIDED_ON_CPU[short_name(call.name)],
+        )
+    half = torch.finfo(coarse).eps / 2
+    replay = references.replayer(call, recorded)
+    wider = widened_squares(call, replay, truth, squares, unit, half)
+    strictly = _measured(call, recorded, truth, squares, unit)
+    coarsely = _measured(call, recorded, truth, wider, unit)
+    if keeps_16_bits(call, found.kind, strictly.values(), unit, device_type):
         again = _worst(found, coarsely, strict=False)
         wrong = [n for n, m in strictly.items() if is_wide_result(call, n) and why_out(m)]
         if again.verdict == "within" and not wrong:
             return again
-    by_dtype = {n: m if m.dtype in SIXTEEN_BIT else strictly[n] for n, m in coarsely.items()}
-    return _known(call, found, strictly, by_dtype)
+    by_dtype = {
+        n: m if m.dtype in SIXTEEN_BIT or adds_by_inputs(call, n) else strictly[n]
+        for n, m in coarsely.items()
+    }
+    return _known(call, found, strictly, by_dtype, device_type)
 
 
 def _nearer(call: Call, recorded: Results, truth: Results, dtype: torch.dtype) -> Results:
@@ -238,14 +275,28 @@ def _coarse_dtype(call: Call) -> torch.dtype | None:
 
 
 def _known(
-    call: Call, found: Judged, strictly: Mapping[str, Measured], measures: Mapping[str, Measured]
+    call: Call,
+    found: Judged,
+    strictly: Mapping[str, Measured],
+    measures: Mapping[str, Measured],
+    device_type: str,
 ) -> Judged:
+    out = [name for name, measure in strictly.items() if why_out(measure) is not None]
     reasons = {
-        name: known_inaccuracy(call, name, measures[name])
-        for name, measure in strictly.items()
-        if why_out(measure) is not None
+        name: known
+        for name in out
+        if (known := known_inaccuracy(call, name, measures[name], device_type)) is not None
     }
-    if not reasons or None in reasons.values():
+    if not out or len(reasons) < len(out):
         return found
-    name = found.output if found.output in reasons else next(iter(reasons))
-    return replace(found, verdict="known", reason=reasons[name])
+    name = max(reasons, key=lambda one: measures[one].rms / reasons[one].most_rms)
+    known, worst = reasons[name], measures[name]
+    return replace(
+        _worst(found, {name: worst}),
+        verdict="known",
+        reason=known.reason,
+        limit_R=known.most_rms,
+        limit_M=known.most_worst,
+        limit_excess=None,
+        limit_misrounding=None,
+    )

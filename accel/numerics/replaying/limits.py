@@ -12,6 +12,7 @@ Kernels that were further off are listed by name in `known`.
 from __future__ import annotations
 
 import math
+from typing import Literal, NamedTuple
 
 from accel.numerics.replaying.yardstick import SIXTEEN_BIT, Measured
 
@@ -25,6 +26,22 @@ _MOST_DRIFT = 8.0  # standard deviations
 _LEAST_DRIFT = 2.0**-14  # relative
 
 
+class Limit(NamedTuple):
+    """One rule that a result is held to.
+
+    Attributes:
+        field: The measure, by the name of its limit in `Judged`.
+        words: The same in words.
+        value: What was measured.
+        most: The limit.
+    """
+
+    field: Literal["limit_R", "limit_M", "limit_excess", "limit_misrounding"]
+    words: str
+    value: float
+    most: float
+
+
 def why_out(found: Measured, strict: bool = True) -> str | None:
     """Why a result is out of the limits, in words; None if it is within.
 
@@ -34,9 +51,9 @@ def why_out(found: Measured, strict: bool = True) -> str | None:
     """
     if found.nonfinite:
         return f"{found.nonfinite} elements are NaN or infinite where the truth is not, or reverse"
-    for name, value, most in _rules(found, strict):
-        if not value <= most:
-            return f"{name} is {value:.3g} and not at most {most:.3g}"
+    for rule in rules(found, strict):
+        if not rule.value <= rule.most:
+            return f"{rule.words} is {rule.value:.3g} and not at most {rule.most:.3g}"
     return None
 
 
@@ -44,24 +61,30 @@ def badness(found: Measured, strict: bool = True) -> float:
     """How near a result is to its limits: 1 is at one."""
     if found.nonfinite:
         return math.inf
-    return max(value / most for _, value, most in _rules(found, strict))
+    return max(rule.value / rule.most for rule in rules(found, strict))
 
 
-def _rules(found: Measured, strict: bool) -> list[tuple[str, float, float]]:
-    """What is measured of a result, in words, how much it is and may be."""
+def rules(found: Measured, strict: bool = True) -> list[Limit]:
+    """The limits that a result is held to; arguments as of `why_out`."""
     if not strict:
-        return [("R", found.rms, MOST_R_16), ("M", found.worst, MOST_M_16)]
+        return [
+            Limit("limit_R", "R", found.rms, MOST_R_16),
+            Limit("limit_M", "M", found.worst, MOST_M_16),
+        ]
     if found.dtype not in SIXTEEN_BIT:
-        return [("R", found.rms, MOST_R), ("M", found.worst, MOST_M)]
+        return [
+            Limit("limit_R", "R", found.rms, MOST_R),
+            Limit("limit_M", "M", found.worst, MOST_M),
+        ]
     # What rounding explains is held to the limit of rounding, the rest to that of computing.
     most = math.sqrt(found.rounding * MOST_R_16**2 + (1.0 - found.rounding) * MOST_R**2)
     few = _FEW_MISROUNDED / max(1, found.count)
+    share = _MISROUNDED + _TIMES_EXPECTED * found.expected + few
     return [
-        ("R", found.rms, most),
-        ("M before rounding", found.excess, MOST_EXCESS),
-        ("the share of misrounded elements", found.misrounding,
-         _MISROUNDED + _TIMES_EXPECTED * found.expected + few),
-    ]  # fmt: skip
+        Limit("limit_R", "R", found.rms, most),
+        Limit("limit_excess", "M before rounding", found.excess, MOST_EXCESS),
+        Limit("limit_misrounding", "the share of misrounded elements", found.misrounding, share),
+    ]
 
 
 def drifts(found: Measured, unit: float) -> bool:

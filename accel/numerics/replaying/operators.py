@@ -77,9 +77,21 @@ def is_view(name: str, overload: str) -> bool:
     return found.is_view or any(r.alias_info and not r.alias_info.is_write for r in returns)
 
 
-def is_exact(name: str) -> bool:
+def is_exact(name: str, overload: str = "default") -> bool:
     """Whether every element of a result is determined to the last bit."""
+    if overload == "decimals":  # a rounded product is divided again
+        return False
     return name.startswith("aten::") and short_name(name) in EXACT
+
+
+def has_jumps(name: str, overload: str) -> bool:
+    """Whether results jump at some inputs, where noise makes a response as large as the step."""
+    short = short_name(name).removesuffix("_")
+    return name.startswith("aten::") and (short in _JUMPS or overload in _JUMP_OVERLOADS)
+
+
+_JUMPS = frozenset({"remainder", "fmod", "floor_divide"})
+_JUMP_OVERLOADS = frozenset({"decimals", "Tensor_mode", "Scalar_mode"})  # of round and div
 
 
 def is_pointwise(name: str, overload: str) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Protocol
 
 from torch import Tensor
 
 from accel.numerics.replaying.calls import Call, Given, Results, call_of
+from accel.numerics.replaying.operators import is_view
+from accel.numerics.replaying.references import why_nothing_to_replay
 from accel.numerics.storage.entries import Argument, Operator, Ref, Value
 
 _CACHE = 256 * 2**20  # bytes; an operator's output is the next one's input
@@ -78,6 +80,37 @@ def refs_in(value: Argument) -> Iterator[int]:
 def inputs_of(operator: Operator) -> list[int]:
     """The values that an operator read, in order, with repetitions."""
     return [ref for value in operator.arguments.values() for ref in refs_in(value)]
+
+
+def is_checkable(operator: Operator) -> bool:
+    """Whether there is something to check in an operator: it computes a result that is determined.
+
+    Views, collectives, random numbers and uninitialised memory are not.
+    """
+    name, overload = operator.name, operator.overload
+    return (
+        bool(operator.produced)
+        and not is_view(name, overload)
+        and why_nothing_to_replay(name, overload) is None
+    )
+
+
+def signature_of(operator: Operator, values: Mapping[int, Value]) -> Hashable:
+    """What makes two calls the same kind of call: name, dtypes, shapes, plain arguments.
+
+    Args:
+        operator: The call.
+        values: Of its step.
+    """
+
+    def plain(argument: Argument) -> Hashable:
+        if isinstance(argument, Ref):
+            value = values[argument.value]
+            return value.dtype, value.shape
+        return tuple(map(plain, argument)) if isinstance(argument, list) else repr(argument)
+
+    given = tuple((name, plain(value)) for name, value in operator.arguments.items())
+    return operator.name, operator.overload, given
 
 
 def call_from(operator: Operator, tensor_of: Callable[[int], Tensor]) -> Call:

@@ -1,7 +1,8 @@
 """Where the float64 truth of an operator comes from, by the operator's name.
 
 In this order: what was registered; the formulas here; the vendor's references of accel_kernels;
-the same operator of torch in float64 on the CPU.
+torch's own operators in float64 on the CPU. A library's operator is never its own reference: what
+is wrong in float32 is wrong in float64 too.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
+from accel.numerics.replaying.admission import admit
 from accel.numerics.replaying.calls import (
     Call,
     Function,
@@ -28,6 +30,7 @@ from accel.numerics.replaying.refusals import CannotReplayError
 Formula = Callable[[Mapping[str, Given], Results], Sequence[Tensor | None]]
 
 _REGISTERED: dict[str, Function] = {}
+_OF_TORCH = ("aten::", "prims::")  # whose float64 kernels are their reference
 
 
 def register_reference(name: str, function: Function) -> None:
@@ -74,8 +77,27 @@ def replayer(call: Call, recorded: Results) -> Callable[[Mapping[str, Given]], R
     if reason is not None:
         raise CannotReplayError(reason)
     vendor = _vendor(full)
+    if vendor is None and not call.name.startswith(_OF_TORCH):
+        raise CannotReplayError(
+            f"no reference is registered for {full}; accel.numerics.register_reference takes one"
+        )
+    if vendor is None:
+        admit(call, recorded)
     function = overload_of(call.name, call.overload) if vendor is None else vendor
     return functools.partial(results_of, function, call)
+
+
+def why_nothing_to_replay(name: str, overload: str) -> str | None:
+    """Why an operator can have no reference; None if it has one or may be given one.
+
+    Args:
+        name: `aten::rand`.
+        overload: `default`, …
+    """
+    full = name if overload == "default" else f"{name}.{overload}"
+    if full in _REGISTERED or name in _formulas():
+        return None
+    return why_nothing_to_check(name, overload)
 
 
 def _by_formula(
@@ -103,5 +125,7 @@ def _vendor(full: str) -> Function | None:
 
     function = npu.REFERENCES.get(short)
     if function is None:
-        raise CannotReplayError(f"no reference of {full} is registered")
+        raise CannotReplayError(
+            f"no reference is registered for {full}; accel.numerics.register_reference takes one"
+        )
     return function

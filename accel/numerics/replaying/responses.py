@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from accel.numerics.replaying.calls import Call, Given, Results, mapped, tensors_in, widened
 from accel.numerics.replaying.operators import SCALAR_OPERANDS, is_pointwise, short_name
+from accel.numerics.replaying.refusals import CannotReplayError
 
 Replayed = Callable[[Mapping[str, Given]], Results]
 
@@ -27,6 +29,9 @@ _MULTILINEAR = {
     "embedding_dense_backward": 1, "index_add": 1, "index_add_": 1, "scatter_add": 1,
     "scatter_add_": 1, "index_put": 1, "index_put_": 1, "_index_put_impl_": 1,
 }  # fmt: skip
+_INTERPOLATIONS = re.compile(
+    r"aten::upsample_(linear1d|bilinear2d|bicubic2d|trilinear3d)(_backward)?"
+)
 _SQUARED_SCALARS = frozenset({"alpha", "beta"})
 
 
@@ -37,6 +42,29 @@ def roundoff(call: Call) -> float:
     if any(t.dtype in (torch.float64, torch.complex128) for t in tensors) or not floats:
         return 2.0**-53
     return 2.0**-24
+
+
+def widened_squares(
+    call: Call,
+    replay: Replayed,
+    truth: Results,
+    squares: Mapping[str, Tensor],
+    unit: float,
+    coarse: float,
+) -> dict[str, Tensor]:
+    """The mean squares if the noise were `coarse` and not `unit`.
+
+    Args:
+        call: The call, as of `mean_squares`.
+        replay: Makes it in float64.
+        truth: What it gave without noise.
+        squares: Of noise of `unit`.
+        unit: Unit roundoff that they were measured with.
+        coarse: Unit roundoff that is wanted.
+    """
+    if _INTERPOLATIONS.fullmatch(call.name):  # its coordinates are not as coarse as its elements
+        return mean_squares(call, replay, truth, coarse)
+    return {name: value * (coarse / unit) ** 2 for name, value in squares.items()}
 
 
 def mean_squares(call: Call, replay: Replayed, truth: Results, unit: float) -> dict[str, Tensor]:
@@ -62,6 +90,8 @@ def mean_squares(call: Call, replay: Replayed, truth: Results, unit: float) -> d
         generator = torch.Generator().manual_seed(_SEED + seed)
         noisy = replay(_perturbed(call, unit, generator, names))
         for name, value in _real(noisy):
+            if name not in exact or value.shape != exact[name].shape:
+                raise CannotReplayError("the shapes of its results depend on its inputs' last bits")
             total[name] += (value - exact[name]).square_()
     many = 1 if is_pointwise(call.name, call.overload) else len(draws)
     return {name: value.div_(many) for name, value in total.items()}
@@ -111,10 +141,30 @@ def _perturbed(
         is_noisy = isinstance(value, Tensor) and is_inexact(value)
         return with_noise(value, unit, generator) if is_noisy else value
 
-    return {
+    given = {
         name: mapped(value, perturb) if name in names else value
         for name, value in widened(call).items()
     }
+    return {**given, **_noisy_scales(call, min(unit, _COORDINATES), generator)}
+
+
+_COORDINATES = 2.0**-24  # their roundoff: float32 for 16-bit tensors too
+
+
+def _noisy_scales(call: Call, unit: float, generator: torch.Generator) -> dict[str, Given]:
+    """Scales of an interpolation, wrong by `unit`: kernels compute coordinates from them."""
+    size = call.arguments.get("output_size")
+    if not _INTERPOLATIONS.fullmatch(call.name) or not isinstance(size, (list, tuple)):
+        return {}
+    whole = call.arguments.get("input_size")
+    before = call.tensors[0].shape if whole is None else whole
+    names = ("scales",) if len(size) == 1 else ("scales_d", "scales_h", "scales_w")[-len(size) :]
+    noisy: dict[str, Given] = {}
+    for name, there, here in zip(names, size, before[2:], strict=True):
+        scale = call.arguments.get(name) or there / here
+        up = bool(torch.rand((), generator=generator) < 0.5)
+        noisy[name] = scale * (1 + unit if up else 1 - unit)
+    return noisy
 
 
 def _squared(call: Call) -> dict[str, Given]:

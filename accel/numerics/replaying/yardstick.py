@@ -75,7 +75,13 @@ def half_ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def measured(
-    actual: Tensor, truth: Tensor, squares: Tensor, unit: float, *, of_all: float = OF_ALL
+    actual: Tensor,
+    truth: Tensor,
+    squares: Tensor,
+    unit: float,
+    *,
+    of_all: float = OF_ALL,
+    floors: bool = True,
 ) -> Measured:
     """Measure one result.
 
@@ -85,6 +91,7 @@ def measured(
         squares: The mean square of the response to noise of `unit`, the same shape, float64.
         unit: Unit roundoff of the precision that it is computed in.
         of_all: Which share of the whole tensor's rms response counts for every element.
+        floors: Whether the responses of other elements count for an element at all.
     """
     dtype = actual.dtype
     out, truth = actual.detach().double(), truth.detach()
@@ -97,7 +104,7 @@ def measured(
         return Measured(dtype, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, nonfinite, 0)
     error = out - truth
     half = half_ulp(truth, dtype)
-    noise = (squares + _floor(squares, of_all)).sqrt_()
+    noise = (squares + _floor(squares, of_all) if floors else squares).sqrt()
     ratio = error.abs() / (half + noise)
     at = int(ratio.argmax())
     rounding, total = float(half.square().mean()), float(squares.mean())

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from accel.numerics.storage import dtypes
 from accel.numerics.storage import fields as f
 from accel.numerics.storage.entries import (
     PHASES,
@@ -165,7 +166,7 @@ def _special(value: Mapping[str, Any]) -> Ref | Special:
 
 
 def _value(found: Mapping[str, Any]) -> Value:
-    dtype, shape = f.text(found, "dtype"), f.sizes(found, "shape")
+    dtype, shape = dtypes.dtype(found), f.sizes(found, "shape")
     return Value(
         id=f.integer(found, "id"),
         dtype=dtype,

@@ -56,7 +56,7 @@ class Writer:
         text = manifest.to_text()
         with self.clear_errors():
             check_new(self.path, manifest.rank)
-            self.path.mkdir(exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             self.directory.mkdir(exist_ok=True)
             write_atomically(self.directory / MANIFEST, text)
 
