@@ -226,7 +226,7 @@ def test_another_model_is_not_taken_for_a_renamed_one(tmp_path: Path) -> None:
     layers(tmp_path / "b", Named, "sketch", change=0.1)
     found = compare(tmp_path / "a", tmp_path / "b")
     assert found.verdict.kind == "different weight/input"
-    assert "not there" in found.verdict.sentence
+    assert "the candidate has no parameter" in found.verdict.sentence
 
 
 # --- scaled losses --------------------------------------------------------------------------------

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from accel.numerics import compare, overrides
-from accel.numerics.comparing import alignment, arguments, environment, zoom
+from accel.numerics.comparing import alignment, arguments, environment, wording, zoom
 from accel.numerics.comparing.content import by_content
 from accel.numerics.comparing.contents import Contents, distance, rounding, scaled
 from accel.numerics.comparing.relations import Related, relation
-from accel.numerics.storage.entries import OUTSIDE, Argument, Key, Operator, Ref, Special
+from accel.numerics.storage.entries import OUTSIDE, Argument, Key, Operator, Place, Ref, Special
 from accel_kernels.sketch import sketch
 from tests.numerics.compared_steps import MANIFEST, Program, normal, run
 
@@ -467,3 +467,36 @@ def test_steps_as_a_command_line_has_them(text: str, steps: tuple[int, ...]) -> 
 def test_other_steps_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"steps are written as 0,200,400-402|is no range"):
         overrides.parse_steps(text)
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        (Key("forward", "blocks.0.mlp", 0, "", "addmm", 0), "addmm in blocks.0.mlp"),
+        (Key("forward", "", 0, "", "npu::npu_rms_norm", 0), "npu_rms_norm in the model itself"),
+        (Key("forward", OUTSIDE, 0, "", "nll_loss", 0), "nll_loss in no module"),
+        (Key("forward", "block", 2, "", "addmm", 0), "addmm in block, in its 3rd call"),
+        (Key("recompute", "block", 0, "", "addmm", 1), "the 2nd addmm recomputed in block"),
+        (Key("backward", "up", 0, "addmm#0", "mm", 0), "mm in the backward of addmm in up"),
+        (Key("backward", "up", 0, "addmm#10/x", "mm", 3),
+         "the 4th mm in the backward of the 11th addmm in up"),
+        (Key("optimizer", "AdamW", 0, "", "_foreach_add_", 21),
+         "the 22nd _foreach_add_ of the optimizer AdamW"),
+        (Key("collective", "", 0, "", "c10d::allreduce_", 0), "allreduce_ between ranks"),
+    ],
+)  # fmt: skip
+def test_operators_have_short_names(key: Key, words: str) -> None:
+    assert wording.operator_in_words(key) == words
+    with_line = wording.operator_in_words(key, Place("model.py", 12, "forward"))
+    assert with_line == f"{words} (model.py:12)"
+
+
+def test_numbers_have_nouns() -> None:
+    assert [wording.number_of(n, "value") for n in (0, 1, 2)] == ["0 values", "1 value", "2 values"]
+    assert wording.number_of(2, "batch", "batches") == "2 batches"
+    assert wording.listed(["a"]) == "a"
+    assert wording.listed(["a", "b", "c"]) == "a, b and c"
+    assert wording.listed(list("abcdefg")) == "a, b, c, d, e, … (7 in all)"

@@ -7,6 +7,7 @@ sums are then in float32, so the operator is right, to within float32, for the r
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,7 @@ class Narrowing(NamedTuple):
     nearest: bool
 
 
+_WITH_ADDEND = ("addmm", "addmv", "baddbmm", "addbmm", "addr", "_addmm_activation")
 NARROWINGS = (
     Narrowing("HF32", 11, True),
     Narrowing("TF32", 10, True),
@@ -48,9 +50,9 @@ def explanation(replayer: Replayer, operator: Operator) -> str | None:
     """Which narrowing makes a faulty operator right, in words; None if none does."""
     if kind_of(operator.name, operator.overload) not in _KINDS:
         return None
-    for narrowing in NARROWINGS:
+    for narrowing, but in itertools.product(NARROWINGS, (_addends(operator), ())):
         try:
-            judged = replayer.judged_with(operator, lambda t, n=narrowing: narrowed(t, n))  # type: ignore[misc]
+            judged = replayer.judged_with(operator, lambda t, n=narrowing: narrowed(t, n), but)  # type: ignore[misc]
         except CannotReplayError:
             return None
         if judged.verdict == "within":
@@ -59,6 +61,12 @@ def explanation(replayer: Replayer, operator: Operator) -> str | None:
                 f"of mantissa it is right (R {judged.R:.3g}, M {judged.M:.3g})"
             )
     return None
+
+
+def _addends(operator: Operator) -> tuple[str, ...]:
+    """What is added to a product, which is wide already; some kernels narrow it all the same."""
+    op = operator.name.rpartition("::")[2].rstrip("_")
+    return ("self", "bias") if op in _WITH_ADDEND else ("bias",)
 
 
 def narrowed(tensor: Tensor, to: Narrowing) -> Tensor:

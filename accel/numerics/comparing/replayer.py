@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from torch import Tensor
 
@@ -47,8 +47,15 @@ class Replayer:
         """
         return self._judged(operator, call_from(operator, self._tensors.of))
 
-    def judged_with(self, operator: Operator, change: Callable[[Tensor], Tensor]) -> Judged:
+    def judged_with(
+        self, operator: Operator, change: Callable[[Tensor], Tensor], but: Collection[str] = ()
+    ) -> Judged:
         """The verdict if the operator had been given its tensors changed by `change`.
+
+        Args:
+            operator: It.
+            change: Makes another tensor.
+            but: Arguments that stay as they are.
 
         Raises:
             CannotReplayError: An argument cannot be given again.
@@ -58,7 +65,10 @@ class Replayer:
             return change(value) if isinstance(value, Tensor) else value
 
         call = call_from(operator, self._tensors.of)
-        arguments = {name: mapped(value, changed) for name, value in call.arguments.items()}
+        arguments = {
+            name: value if name in but else mapped(value, changed)
+            for name, value in call.arguments.items()
+        }
         return self._judged(operator, Call(call.name, call.overload, arguments, call.written))
 
     def truth(self, operator: Operator) -> tuple[Tensor | None, ...]:

@@ -33,6 +33,7 @@ from accel.numerics.comparing.preconditions import preconditions
 from accel.numerics.comparing.renaming import in_words, renamed_modules, said, with_names
 from accel.numerics.comparing.structure import Structural, is_scaling, structural
 from accel.numerics.comparing.verdict import findings
+from accel.numerics.comparing.wording import number_of
 from accel.numerics.replaying.operators import why_nothing_to_check
 from accel.numerics.storage.steps import Step
 
@@ -221,7 +222,7 @@ def _notes(a: RecordedStep, b: RecordedStep) -> list[str]:
         if step.end is None:
             notes.append(f"the {name}'s step {step.index} was cut short: what is there is compared")
         elif step.end.dropped:
-            notes.append(f"the {name} did not keep {step.end.dropped} tensors: its size cap")
+            notes.append(f"the {name} did not keep {number_of(step.end.dropped, 'tensor')}: its size cap")
         reasons = Counter(one.reason for one in step.skipped)
         for reason, count in reasons.most_common(3):
             first = next(one.what for one in step.skipped if one.reason == reason)

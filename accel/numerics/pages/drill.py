@@ -10,6 +10,7 @@ from accel.numerics.comparing.comparison import (
     Decomposition,
     Row,
 )
+from accel.numerics.comparing.wording import number_of
 from accel.numerics.pages.elements import histogram_of, table_of
 from accel.numerics.pages.words import percent, tone_of_status
 from accel.report import Markup, html
@@ -151,7 +152,7 @@ def _elements(comparison: Comparison, row: Row) -> list[Markup]:
     if not row.elements:
         return [element("p", why_no_elements(comparison, row), class_="note")]
     against = "float64" if row.elements[0].exact is not None else "the reference"
-    title = f"The {len(row.elements)} elements furthest from {against}"
+    title = f"The {number_of(len(row.elements), 'element')} furthest from {against}"
     columns = {"reference": "reference", "candidate": "candidate", "exact": "float64"}
     return [element("h4", title), table_of(row.elements, columns)]
 

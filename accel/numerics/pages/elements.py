@@ -7,6 +7,7 @@ from torch import Tensor
 
 from accel.numerics.comparing.comparison import Element
 from accel.numerics.comparing.details import ulp
+from accel.numerics.comparing.wording import number_of
 from accel.numerics.replaying import references
 from accel.numerics.replaying.calls import widened
 from accel.numerics.replaying.recorded import RecordedStep, call_from, results_from
@@ -74,7 +75,7 @@ def examined(operator: Operator, step: RecordedStep, output: str) -> list[Markup
                         class_="note")]  # fmt: skip
     ulps = _ulps(actual, truth)
     worst = _worst(actual, truth, ulps)
-    title = f"The {len(worst)} elements furthest from float64"
+    title = f"The {number_of(len(worst), 'element')} furthest from float64"
     columns = {"candidate": "the run", "exact": "float64"}
     return [histogram_of(_bins(ulps)), element("h4", title), table_of(worst, columns)]
 

@@ -287,5 +287,5 @@ def check_new(path: Path, rank: int) -> None:
                 f"{own} exists and is not empty: a recording is never overwritten; choose another "
                 "path or delete it first"
             )
-    elif path.exists() or path.is_symlink():
+    elif (path.exists() or path.is_symlink()) and not path.is_dir():  # now another rank made it
         raise ValueError(f"{path} exists and is not a directory: choose another path")
