@@ -222,7 +222,8 @@ def _notes(a: RecordedStep, b: RecordedStep) -> list[str]:
         if step.end is None:
             notes.append(f"the {name}'s step {step.index} was cut short: what is there is compared")
         elif step.end.dropped:
-            notes.append(f"the {name} did not keep {number_of(step.end.dropped, 'tensor')}: its size cap")
+            dropped = number_of(step.end.dropped, "tensor")
+            notes.append(f"the {name} did not keep {dropped}: its size cap")
         reasons = Counter(one.reason for one in step.skipped)
         for reason, count in reasons.most_common(3):
             first = next(one.what for one in step.skipped if one.reason == reason)
