@@ -469,9 +469,9 @@ def test_an_empty_directory_is_used_and_a_step_only_once(tmp_path: Path) -> None
         one.start_step(3)
 
 
-def test_a_place_that_does_not_exist_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=r"cannot write the recording .*/missing/r: No such file"):
-        Writer(tmp_path / "missing" / "r", MANIFEST)
+def test_directories_on_the_way_are_made(tmp_path: Path) -> None:
+    Writer(tmp_path / "missing" / "too" / "r", MANIFEST)
+    assert (tmp_path / "missing" / "too" / "r" / "rank-0" / "manifest.json").is_file()
 
 
 def test_a_place_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
