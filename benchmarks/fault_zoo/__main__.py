@@ -36,9 +36,10 @@ def measure(kept: Path | None) -> None:
     from benchmarks.fault_zoo import running
     from benchmarks.fault_zoo.packing import packed
 
-    begun = time.perf_counter()
+    begun, resumed = time.perf_counter(), len(running.finished(kept))
     result = packed(running.run(kept))
     result["processes"] = running.PROCESSES
+    result["items_from_an_earlier_run"] = resumed
     result["seconds"] = round(time.perf_counter() - begun, 1)
     print(f"written: {environment.write('fault_zoo', result)}")
 

@@ -69,7 +69,7 @@ def assess(item: Item) -> Document:
 
 
 def _everything(kept: Path | None) -> Iterator[Document]:
-    wanted, done = items(), _kept(kept)
+    wanted, done = items(), finished(kept)
     left = [item for item in wanted if _name(item) not in done]
     yield from (found for some in done.values() for found in some)
     context = multiprocessing.get_context("spawn")
@@ -96,7 +96,7 @@ def _name(item: Item) -> str:
     return "/".join(map(str, item))
 
 
-def _kept(path: Path | None) -> dict[str, list[Document]]:
+def finished(path: Path | None) -> dict[str, list[Document]]:
     """What an earlier run had finished, by item."""
     if path is None or not path.exists():
         return {}

@@ -72,4 +72,4 @@ def test_recordings_of_cpu_and_chip_agree(tmp_path):
             moved(batch).square().mean().backward()
     report = compare(tmp_path / "cpu", tmp_path / "npu")
     assert report.ok, report.to_text()
-    assert "ACCEL_SIMULATE" in (tmp_path / "npu" / "manifest.json").read_text()
+    assert "ACCEL_SIMULATE" in (tmp_path / "npu" / "rank-0" / "manifest.json").read_text()
