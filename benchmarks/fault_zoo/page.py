@@ -69,13 +69,13 @@ def _rules(document: Document) -> str:
     against |= {FULL: "float64 of its operands", SKETCH: "another machine"}
     rows = []
     for rule in summary.RULE_NAMES:
-        cells: list[str] = []
+        cells: list[object] = []
         for group in summary.GROUPS:
             one = summary.tally(document, rule, group)
             cells += [
                 f"{one.named} of {one.cases} ({one.share:.1%})",
                 f"{one.faults} of {one.all_faults}",
-                f"{one.wrong / one.cases:.1f}" if one.cases else "",
+                one.wrong,
                 f"{one.alarms} in {one.alarmed} of {one.runs}",
             ]
         name = f"**{rule}**" if rule in (FULL, SKETCH) else rule
@@ -85,7 +85,7 @@ def _rules(document: Document) -> str:
         head += [
             f"{group}: cases named first",
             "faults named",
-            "right operators accused per case",
+            "right operators accused in them",
             "false alarms in benign runs",
         ]
     return _table(head, rows)
