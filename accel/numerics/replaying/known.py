@@ -163,7 +163,7 @@ INACCURATE: dict[str, tuple[Inaccurate, ...]] = {
         ),
     ),
     "aten::native_layer_norm_backward": (
-        Inaccurate(_WIDE, ("1", "2"), "rows", 0.2, f"{_SEQUENTIAL}: R 18 at 8,192 rows"),
+        Inaccurate(_WIDE, ("1", "2"), "rows", 0.45, f"{_SEQUENTIAL}: R 7.2 at 256 rows"),
         Inaccurate(
             SIXTEEN_BIT, ("1", "2"), "rows", 0.28,
             "torch's CPU kernel adds the weight's gradient in 16 bits: R 22 at 8,192 rows",
