@@ -7,6 +7,7 @@ sums are then in float32, so the operator is right, to within float32, for the r
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import NamedTuple
 
@@ -52,7 +53,8 @@ def explanation(replayer: Replayer, operator: Operator) -> str | None:
         return None
     for narrowing, but in itertools.product(NARROWINGS, (_addends(operator), ())):
         try:
-            judged = replayer.judged_with(operator, lambda t, n=narrowing: narrowed(t, n), but)  # type: ignore[misc]
+            change = functools.partial(narrowed, to=narrowing)
+            judged = replayer.judged_with(operator, change, but)
         except CannotReplayError:
             return None
         if judged.verdict == "within":
