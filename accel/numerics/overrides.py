@@ -52,7 +52,7 @@ class Chosen:
 
     path: str
     level: Level
-    only: tuple[str, ...] | None
+    only: Sequence[str] | None
     steps: frozenset[int] | None
 
 
@@ -105,7 +105,7 @@ def overridden(
     return Chosen(
         path=path if asked.path is None else asked.path,
         level=level if asked.level is None else asked.level,
-        only=patterns if patterns is None or isinstance(patterns, str) else tuple(patterns),  # type: ignore[arg-type]
+        only=patterns if patterns is None or isinstance(patterns, str) else tuple(patterns),
         steps=None if chosen_steps is None else frozenset(chosen_steps),
     )
 

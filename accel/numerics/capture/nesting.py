@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -48,43 +47,3 @@ def plain_values(value: Any) -> dict[str, Any]:
     """The flags, numbers and short texts inside `value`, by path."""
     found = ((path, leaf) for path, leaf in leaves(value) if isinstance(leaf, _PLAIN))
     return {p: v if not isinstance(v, str) else v[:200] for p, v in found if v is not None}
-
-
-def copied_with(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A deep copy in which every tensor that `tensors` finds is replaced by `change(tensor)`.
-
-    A tensor that occurs twice is changed once, and stays shared in the copy.
-    """
-    memo = {id(tensor): change(tensor) for _, tensor in tensors(value)}
-    return copy.deepcopy(value, memo)
-
-
-def with_tensors(value: Any, new: Mapping[str, Tensor], prefix: str = "") -> Any:
-    """`value` with the tensors at the paths of `new` replaced; None if `new` is empty.
-
-    Containers on the way are copied, never changed.
-    """
-    return _replaced(value, new, prefix) if new else None
-
-
-def _replaced(value: Any, new: Mapping[str, Tensor], prefix: str) -> Any:
-    children = None if isinstance(value, Tensor) else _children(value)
-    if children is None:
-        return new.get(prefix or "0", value)
-    items = {n: _replaced(v, new, f"{prefix}.{n}" if prefix else n) for n, v in children}
-    if isinstance(value, tuple):
-        fields = list(items.values())
-        return type(value)(*fields) if hasattr(value, "_fields") else type(value)(fields)
-    own = copy.copy(value)
-    for name, item in items.items():
-        _put(own, name, item)
-    return own
-
-
-def _put(container: Any, name: str, item: Any) -> None:
-    if isinstance(container, list):
-        container[int(name)] = item
-    elif isinstance(container, Mapping):
-        container[next(key for key in container if str(key) == name)] = item  # type: ignore[index]
-    else:
-        object.__setattr__(container, name, item)  # a frozen dataclass too

@@ -119,12 +119,6 @@ def is_cast(operator: Operator) -> bool:
     return operator.key.op.split("::")[-1] in _CASTS
 
 
-def casts_before(operators: Iterable[Operator], contents: Contents, of: Operator) -> int:
-    """How many of an operator's inputs come from a cast."""
-    makers = {value: one for one in operators for value in one.produced if is_cast(one)}
-    return sum(contents.root(value) in makers or value in makers for value in contents.inputs(of))
-
-
 def is_derived(one: Structural) -> bool:
     """Whether a number may follow from tensors, and thus differ as they do."""
     return one.kind == "number" and one.pair.a.key.phase in _DERIVED

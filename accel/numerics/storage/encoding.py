@@ -69,8 +69,3 @@ def decoded(data: bytearray, dtype: torch.dtype, shape: tuple[int, ...]) -> Tens
     if not data:
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(data, dtype=torch.uint8).view(dtype).reshape(shape)
-
-
-def tensor_digest(tensor: Tensor) -> str:
-    """The digest of any tensor that can be recorded."""
-    return elements_of(copied(tensor)).digest
