@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     from accel import simulate as simulate
     from accel import testing as testing
     from accel.attention import AttentionState as AttentionState
+    from accel.attention import attention_for_transformers as attention_for_transformers
+    from accel.attention import attention_plan as attention_plan
     from accel.attention import segmented_attention as segmented_attention
+    from accel.attention import segmented_attention_decode as segmented_attention_decode
+    from accel.attention import segmented_attention_varlen as segmented_attention_varlen
     from accel.devices import Device as Device
     from accel.devices import NumericsMode as NumericsMode
     from accel.devices import available_devices as available_devices
@@ -55,7 +59,11 @@ _SUBMODULES = frozenset(
 # Where each public name lives. A structure test compares this with the imports above.
 _HOMES = {
     "AttentionState": "accel.attention",
+    "attention_for_transformers": "accel.attention",
+    "attention_plan": "accel.attention",
     "segmented_attention": "accel.attention",
+    "segmented_attention_decode": "accel.attention",
+    "segmented_attention_varlen": "accel.attention",
     "Device": "accel.devices",
     "NumericsMode": "accel.devices",
     "available_devices": "accel.devices",
@@ -89,6 +97,8 @@ __all__ = [
     "NumericsMode",
     "__version__",
     "attention",
+    "attention_for_transformers",
+    "attention_plan",
     "available_devices",
     "backends",
     "current_device",
@@ -111,6 +121,8 @@ __all__ = [
     "report",
     "reset_peak_memory_stats",
     "segmented_attention",
+    "segmented_attention_decode",
+    "segmented_attention_varlen",
     "set_device",
     "simulate",
     "synchronize",

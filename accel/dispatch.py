@@ -153,13 +153,7 @@ def kernel_for(request: Request, backend: str | None = None) -> Callable[..., An
     if torch.compiler.is_compiling():
         # The memo would be a global that the traced code writes and is guarded on.
         return _choose(request, backend).load()
-    choices = getattr(_local, "choices", None)
-    key = (
-        request,
-        backend,
-        choices.get(request.op) if choices else None,
-        os.environ.get("ACCEL_BACKEND"),
-    )
+    key = (request, backend, *choice_in_force(request.op))
     kernel = _memo.get(key)
     if kernel is None:
         spec = _choose(request, backend)
@@ -169,6 +163,12 @@ def kernel_for(request: Request, backend: str | None = None) -> Callable[..., An
             _memo.clear()
         _memo[key] = kernel
     return kernel
+
+
+def choice_in_force(op: str) -> tuple[str | None, str | None]:
+    """What `use_backend` says of an operation here and the environment of all, or None."""
+    choices = getattr(_local, "choices", None)
+    return choices.get(op) if choices else None, os.environ.get("ACCEL_BACKEND")
 
 
 def _choose(request: Request, backend: str | None) -> KernelSpec:

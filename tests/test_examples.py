@@ -14,6 +14,7 @@ import accel
 ROOT = Path(__file__).parents[1]
 TRAIN = ROOT / "examples/train_lm.py"
 SMALL = ["--batch", "4", "--context", "32"]
+QUICK = {"long_attention.py": ["--tokens", "1000"]}  # its document is long
 
 
 def run(*arguments: str, launcher: tuple[str, ...] = (), **environment: str):
@@ -35,8 +36,20 @@ def losses(output: str) -> tuple[float, float]:
 
 @pytest.mark.parametrize("example", sorted(ROOT.glob("examples/*.py")), ids=lambda path: path.name)
 def test_every_example_runs_two_steps(example: Path) -> None:
-    result = run(str(example), "--steps", "2")
+    result = run(str(example), "--steps", "2", *QUICK.get(example.name, []))
     assert result.returncode == 0, result.stderr
+
+
+def test_one_long_document_is_learned_within_its_budget() -> None:
+    example = str(ROOT / "examples/long_attention.py")
+    result = run(example, "--steps", "12", "--tokens", "2000")
+    assert result.returncode == 0, result.stderr
+    assert "above the unigram entropy" in result.stdout.splitlines()[2]
+    assert "step 12  loss 2." in result.stdout
+    assert "below the unigram entropy" in result.stdout.splitlines()[-2]
+    refused = run(example, "--steps", "1", "--tokens", "2000", "--budget", "1")
+    assert refused.returncode != 0
+    assert "the budget was exceeded" in refused.stderr
 
 
 @pytest.mark.parametrize("policy", ["compute=float32", "compute=bfloat16"])

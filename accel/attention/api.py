@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
+from accel.attention.choice import kernel_of_call
 from accel.attention.state import AttentionState
-from accel.dispatch import kernel_for
-from accel_kernels.segmented_attention.arguments import cast_for_autocast, request
+from accel_kernels.masks import Mask
+from accel_kernels.segmented_attention.arguments import cast_for_autocast, under_autocast
+from accel_kernels.segmented_attention.call import Bias, Dropout
 
 
 @overload
@@ -19,12 +21,13 @@ def segmented_attention(
     key: Tensor,
     value: Tensor,
     *,
-    mask: Any = None,
+    mask: Mask | Tensor | None = None,
     is_causal: bool = False,
     scale: float | None = None,
     dropout_p: float = 0.0,
+    dropout_seed: int | Tensor | None = None,
     softcap: float | None = None,
-    bias: Any = None,
+    bias: Bias | Tensor | None = None,
     segment_size: int | None = None,
     return_lse: Literal[False] = False,
     backend: str | None = None,
@@ -37,12 +40,13 @@ def segmented_attention(
     key: Tensor,
     value: Tensor,
     *,
-    mask: Any = None,
+    mask: Mask | Tensor | None = None,
     is_causal: bool = False,
     scale: float | None = None,
     dropout_p: float = 0.0,
+    dropout_seed: int | Tensor | None = None,
     softcap: float | None = None,
-    bias: Any = None,
+    bias: Bias | Tensor | None = None,
     segment_size: int | None = None,
     return_lse: Literal[True],
     backend: str | None = None,
@@ -54,12 +58,13 @@ def segmented_attention(
     key: Tensor,
     value: Tensor,
     *,
-    mask: Any = None,
+    mask: Mask | Tensor | None = None,
     is_causal: bool = False,
     scale: float | None = None,
     dropout_p: float = 0.0,
+    dropout_seed: int | Tensor | None = None,
     softcap: float | None = None,
-    bias: Any = None,
+    bias: Bias | Tensor | None = None,
     segment_size: int | None = None,
     return_lse: bool = False,
     backend: str | None = None,
@@ -81,14 +86,24 @@ def segmented_attention(
         key: `[B, H_kv, S, D]`, same dtype and device. `H` is a multiple of `H_kv` (grouped-query
             attention): query head `h` attends to key head `h // (H / H_kv)`.
         value: `[B, H_kv, S, D_v]`.
-        mask: Structure of a mask. Not built yet: raises.
-        is_causal: Query `i` sees key `j` only if `j <= i + S - T`: aligned at the bottom right,
-            as FlashAttention does and unlike `scaled_dot_product_attention`, so that a few last
-            queries see all keys before them. Queries that see no key get zeros.
+        mask: Which keys a query sees: `causal`, `window`, `documents`, `prefix`, `key_lengths` of
+            `accel.attention`, combined with `&` and `|`, in memory `O(T)`; or, for those who must,
+            a bool tensor that broadcasts to `[B, H, T, S]`, True where a query may see a key.
+            Queries that see no key get zeros. NaN and infinite values in what a query does not
+            see do not reach it (with `sdpa` and `flex`, torch's own kernels, they may: as NaN).
+        is_causal: Short for `mask=causal("bottom_right")`; with a mask, both must allow a key.
+            Query `i` sees key `j` only if `j <= i + S - T`: aligned at the bottom right, as
+            FlashAttention does and unlike `scaled_dot_product_attention`, so that a few last
+            queries see all keys before them.
         scale: Factor of the scores; `1 / sqrt(D)` if None.
-        dropout_p: Not built yet: raises if not 0.
-        softcap: Not built yet: raises if not None.
-        bias: Not built yet: raises if not None.
+        dropout_p: Probability that a probability is dropped, from 0 to below 1.
+        dropout_seed: 64 bits that decide which; None draws them from torch's default generator of
+            the CPU, so that `torch.manual_seed` gives the same on every device. The choice is a
+            function of seed and logical position alone: the same on every device, in every layout,
+            for every segment size and kernel.
+        softcap: `softcap * tanh(score / softcap)` takes the place of each scaled score.
+        bias: Added to the scores after scale and cap: `alibi` or `relative_bias` of
+            `accel.attention`, or a floating tensor that broadcasts to `[B, H, T, S]`. Learnable.
         segment_size: Keys per segment; the backend's own choice if None.
         return_lse: Return the log-sum-exp too.
         backend: A kernel's name, which then runs or raises; None to choose (see `accel.explain`).
@@ -96,9 +111,9 @@ def segmented_attention(
     Returns:
         `[B, H, T, D_v]` in the query's dtype, or an `AttentionState` with `lse` if `return_lse`.
         Scores and sums are computed in float32 (float64 for float64). Differentiable in all three
-        tensors, through `lse` too. Under autocast the three are cast to its dtype first, as torch
-        does for its own attention. The `cpu` backend has no second derivative and says so when one
-        is taken; `reference` has.
+        tensors and a bias, through `lse` too; second derivatives are those of the plain formula, in
+        quadratic memory (`sdpa` and `flex` have torch's own autograd and none). Under autocast the
+        three are cast to its dtype first, as torch does for its own attention.
 
     Raises:
         TypeError: The dtypes differ or are not floating.
@@ -106,31 +121,33 @@ def segmented_attention(
         accel.BackendError: The named backend, or every backend, cannot serve the call.
     """
     query, key, value = cast_for_autocast(query, key, value)
-    asked = request(
-        query,
-        key,
-        value,
-        mask=mask,
-        is_causal=is_causal,
-        scale=scale,
-        dropout_p=dropout_p,
-        softcap=softcap,
-        bias=bias,
-        segment_size=segment_size,
-        return_lse=return_lse,
-    )
-    kernel = kernel_for(asked, backend)
+    chosen = kernel_of_call(
+        query, key, value, mask, is_causal, scale, dropout_p, dropout_seed, softcap, bias,
+        segment_size, return_lse, backend,
+    )  # fmt: skip
+    dropout = None
+    if dropout_p > 0.0:
+        dropout = Dropout(dropout_p, draw_seed() if dropout_seed is None else dropout_seed)
     kind = query.device.type
-    under_autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    off = torch.autocast(kind, enabled=False) if under_autocast else contextlib.nullcontext()
+    # Switching it off costs microseconds, so only where it is on.
+    off = torch.autocast(kind, enabled=False) if under_autocast(kind) else contextlib.nullcontext()
     with off:
-        out, lse = kernel(
+        out, lse = chosen.kernel(
             query,
             key,
             value,
-            is_causal=is_causal,
+            mask=chosen.mask,
             scale=scale,
+            dropout=dropout,
+            softcap=softcap,
+            bias=chosen.bias,
             segment_size=segment_size,
             return_lse=return_lse,
         )
     return AttentionState(out, lse) if return_lse else out
+
+
+def draw_seed() -> Tensor:
+    """64 random bits from torch's default generator of the CPU, as an int64 tensor there."""
+    bounds = torch.iinfo(torch.int64)
+    return torch.randint(bounds.min, bounds.max, (), dtype=torch.int64, device="cpu")

@@ -51,22 +51,55 @@ ATTENTION_CASES = (
 
 
 def attention_formula(
-    query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, scale: float | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    seen: Tensor | None = None,
+    softcap: float | None = None,
+    bias: Tensor | None = None,
+    kept: Tensor | None = None,
 ) -> Tensor:
     """Attention as its definition says, with the whole score matrix, in the inputs' dtype.
 
     In float64 the truth of the suite, in other dtypes its independent implementation.
+
+    Args:
+        query: `[B, H, T, D]`.
+        key: `[B, H_kv, S, D]`.
+        value: `[B, H_kv, S, D_v]`.
+        is_causal: Aligned at the bottom right.
+        scale: `1 / sqrt(D)` if None.
+        seen: bool, broadcasts to `[B, H, T, S]`: which keys a query sees.
+        softcap: `softcap * tanh(score / softcap)`.
+        bias: Added to the capped scores; broadcasts to `[B, H, T, S]`.
+        kept: Factor of the probabilities, `[B, H, T, S]`: 0, or 1 over the share that is kept.
     """
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
-    scores = query @ key.transpose(-1, -2) * scale
+    scores = _scores(query, key, scale, softcap, bias)
     if is_causal:
         rows, columns = scores.shape[-2:]
-        seen = torch.ones(rows, columns, dtype=torch.bool, device=query.device)
-        scores = scores.masked_fill(~seen.tril(columns - rows), -math.inf)
+        below = torch.ones(rows, columns, dtype=torch.bool, device=query.device)
+        scores = scores.masked_fill(~below.tril(columns - rows), -math.inf)
+    if seen is not None:
+        scores = scores.masked_fill(~seen, -math.inf)
     # A row that sees no key is all NaN in a softmax; its attention is zero.
-    return torch.softmax(scores, -1).nan_to_num(0.0) @ value
+    probability = torch.softmax(scores, -1).nan_to_num(0.0)
+    if kept is not None:
+        probability = probability * kept.to(probability.dtype)
+    return probability @ value.repeat_interleave(query.shape[1] // key.shape[1], 1)
+
+
+def _scores(
+    query: Tensor, key: Tensor, scale: float | None, softcap: float | None, bias: Tensor | None
+) -> Tensor:
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scores = query @ key.transpose(-1, -2) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    return scores if bias is None else scores + bias
 
 
 class Transformer(nn.Module):

@@ -133,6 +133,8 @@ def _native(device: torch.device) -> ctypes.CDLL | None:
     """The compiled function, where it serves."""
     if torch.compiler.is_compiling() or device.type != "cpu":
         return None
+    if torch._C._are_functorch_transforms_active():  # whose tensors have no memory of their own
+        return None
     return _library()
 
 

@@ -54,8 +54,11 @@ class KernelSpec:
         dtypes: Dtypes it takes.
         priority: The automatic choice takes the highest that can serve; the reference is last.
         features: What it supports of the operation's features.
+        lacks: By device type, the features and dtypes that it does not have there.
         limits: Least and greatest value of named sizes, both included.
         requires: Modules that must be installed.
+        absent: Says why this machine cannot run it, or None if it can; asked once, when nothing
+            else speaks against it.
         differentiable: It has a backward.
         deterministic: The same inputs give the same bits.
         proven_on: Device types on whose real hardware it has been run. Elsewhere it is "not yet
@@ -70,8 +73,10 @@ class KernelSpec:
     priority: int = 0
     devices: frozenset[str] = frozenset()
     features: frozenset[str] = frozenset()
+    lacks: Mapping[str, frozenset[Any]] = field(default_factory=dict, hash=False)
     limits: Mapping[str, tuple[int, int]] = field(default_factory=dict, hash=False)
     requires: tuple[str, ...] = ()
+    absent: Callable[[], str | None] | None = None
     differentiable: bool = True
     deterministic: bool = True
     proven_on: frozenset[str] = frozenset()
@@ -83,15 +88,17 @@ class KernelSpec:
         missing = tuple(m for m in self.requires if importlib.util.find_spec(m) is None)
         object.__setattr__(self, "missing", missing)
         object.__setattr__(self, "limits", MappingProxyType(dict(self.limits)))
+        object.__setattr__(self, "lacks", MappingProxyType(dict(self.lacks)))
 
     def why_not(self, request: Request) -> list[str]:
         """Every reason why this kernel cannot serve `request`; empty if it can."""
         reasons = []
         if self.devices and request.device not in self.devices:
             reasons.append(f"runs on {_list(self.devices)}, not on {request.device}")
-        if request.dtype not in self.dtypes:
-            reasons.append(f"takes {_list(self.dtypes)}, not {_name(request.dtype)}")
-        lacking = request.features - self.features
+        absent = self.lacks.get(request.device, frozenset())
+        if request.dtype not in self.dtypes - absent:
+            reasons.append(f"takes {_list(self.dtypes - absent)}, not {_name(request.dtype)}")
+        lacking = request.features - (self.features - absent)
         if lacking:
             reasons.append(f"does not support {_list(lacking)}")
         for name, size in request.sizes:
@@ -105,6 +112,8 @@ class KernelSpec:
             reasons.append("has no backward")
         if request.deterministic and not self.deterministic:
             reasons.append("is not deterministic")
+        if not reasons and self.absent is not None and (reason := self.absent()) is not None:
+            reasons.append(reason)
         return reasons
 
     def not_proven(self, request: Request) -> list[str]:

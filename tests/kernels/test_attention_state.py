@@ -1,41 +1,11 @@
-"""Tiles and the merge of attention states."""
+"""Merging attention states inside kernels."""
 
 import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from accel_kernels.segmented_attention.state import merge, tiles
-
-lengths = st.integers(0, 40)
-
-
-@given(lengths, lengths, st.integers(1, 50), st.booleans())
-def test_tiles_cover_each_visible_score_once(queries, keys, segment, causal) -> None:
-    seen = torch.zeros(queries, keys, dtype=torch.int64)
-    for tile in tiles(queries, keys, segment, causal):
-        assert 0 <= tile.q0 < tile.q1 <= queries
-        assert 0 <= tile.k0 < tile.k1 <= keys
-        assert tile.k1 - tile.k0 <= segment
-        block = torch.ones(tile.q1 - tile.q0, tile.k1 - tile.k0, dtype=torch.int64)
-        if tile.diagonal:
-            assert block.shape[0] == block.shape[1]
-            block = block.tril()
-        seen[tile.q0 : tile.q1, tile.k0 : tile.k1] += block
-    visible = torch.ones(queries, keys, dtype=torch.int64)
-    assert torch.equal(seen, visible.tril(keys - queries) if causal else visible)
-
-
-@given(lengths, lengths, st.integers(1, 50), st.booleans())
-def test_the_first_tile_of_a_row_begins_at_key_0(queries, keys, segment, causal) -> None:
-    """The CPU kernel writes instead of merging there; it must be each row's first tile."""
-    touched: set[int] = set()
-    for tile in tiles(queries, keys, segment, causal):
-        rows = set(range(tile.q0, tile.q1))
-        assert (tile.k0 == 0) == (not rows & touched)
-        touched |= rows
+from accel_kernels.segmented_attention.state import merge, merge_all
 
 
 def state(rows: int = 4, width: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,6 +37,22 @@ def test_the_empty_state_is_an_exact_identity() -> None:
 def test_merge_is_differentiable_in_all_four_arguments() -> None:
     arguments = [t.requires_grad_() for t in (*state(), *state())]
     assert torch.autograd.gradcheck(merge, arguments)
+
+
+def test_the_pairwise_merge_and_that_of_many_agree() -> None:
+    a, b = state(), state()
+    assert close(merge(*a, *b), merge_all([a[0], b[0]], [a[1], b[1]]))
+
+
+def test_the_lse_may_be_wider_than_the_output() -> None:
+    """As the CPU kernel keeps them."""
+    (out_a, lse_a), (out_b, lse_b) = state(), state()
+    out, lse = merge(out_a.float(), lse_a, out_b.float(), lse_b)
+    assert out.dtype == torch.float32
+    assert lse.dtype == torch.float64
+    exact = merge(out_a, lse_a, out_b, lse_b)
+    assert torch.equal(lse, exact[1])
+    assert ((out - exact[0]).abs() <= 4 * 2**-24 * (out_a.abs() + out_b.abs())).all()
 
 
 @pytest.mark.parametrize("shift", [1e4, -1e4])

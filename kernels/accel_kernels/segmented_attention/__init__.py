@@ -1,8 +1,8 @@
 """Exact attention over key/value segments: what can compute it.
 
-Every kernel is called as `kernel(query, key, value, *, is_causal, scale, segment_size, return_lse)`
-with arguments that `request` has checked, and returns `(out, lse)`, where `lse` may be None unless
-`return_lse` is set.
+Every kernel is called as `kernel(query, key, value, *, mask, scale, dropout, softcap, bias,
+segment_size, return_lse)` with arguments that `request` has checked, and returns `(out, lse)`,
+where `lse` may be None unless `return_lse` is set.
 """
 
 from __future__ import annotations
@@ -28,25 +28,76 @@ def _cpu() -> Callable[..., Any]:
     return cpu.segmented_attention
 
 
+def _cpu_amx() -> Callable[..., Any]:
+    from accel_kernels.segmented_attention import cpu_amx
+
+    return cpu_amx.segmented_attention
+
+
+def _cpu_amx_absent() -> str | None:
+    from accel_kernels.segmented_attention import cpu_amx
+
+    return cpu_amx.why_absent()
+
+
+# What `torch.compiler.assume_constant_result` sets, without importing the compiler for it: the
+# answer is a fact about the machine, and traced code asks for it as it stands.
+_cpu_amx_absent._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _triton() -> Callable[..., Any]:
+    from accel_kernels.segmented_attention import triton
+
+    return triton.segmented_attention
+
+
+def _npu_fusion() -> Callable[..., Any]:
+    from accel_kernels.segmented_attention import npu_fusion
+
+    return npu_fusion.segmented_attention
+
+
 def _sdpa() -> Callable[..., Any]:
     from accel_kernels.segmented_attention import sdpa
 
     return sdpa.segmented_attention
 
 
-# What a kernel of our own does, and torch's operator does not do or does by another rule.
-_BEYOND_SDPA = frozenset(
-    {
-        "unequal lengths with is_causal",
-        "segment_size",
-        "return_lse",
-        "scale not positive",
-        "head size not contiguous",
-        "empty tensors",
-    }
-)
-_SDPA = frozenset({"is_causal", "grouped heads"})
+def _flex() -> Callable[..., Any]:
+    from accel_kernels.segmented_attention import flex
+
+    return flex.segmented_attention
+
+
 _FLOATS = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
+# Every mask is row intervals and perhaps a dense tensor: who can do these can do all.
+_MASKS = frozenset(
+    f"mask: {kind}"
+    for kind in (
+        "causal", "window", "sinks", "documents", "prefix", "key_lengths", "rowintervals", "dense",
+    )
+) | {"causal of unequal lengths"}  # fmt: skip
+_BIASES = frozenset({"bias: dense", "bias: alibi", "bias: relative", "gradient of bias"})
+_SHAPES = frozenset(
+    {"grouped heads", "value head size", "head size not contiguous", "empty tensors"}
+)
+FEATURES = (
+    _MASKS
+    | _BIASES
+    | _SHAPES
+    | {"dropout_p", "softcap", "segment_size", "scale not positive", "return_lse"}
+    | {"structure with a tensor"}
+)
+"""All that a call may use beyond the plain case; `request` speaks of no other."""
+
+# Its blocks are fixed when it is compiled.
+_CPU_AMX = FEATURES - {"bias: dense", "bias: relative", "gradient of bias", "segment_size"}
+_SDPA = frozenset({"mask: causal", "mask: dense", "bias: dense", "grouped heads"})
+# Compiled FlexAttention sums the gradient of a bias by atomic additions, draws dropout by no seed
+# of ours, and has blocks of its own.
+_FLEX = FEATURES - {
+    "gradient of bias", "dropout_p", "segment_size", "head size not contiguous", "empty tensors",
+}  # fmt: skip
 
 SPECS = (
     KernelSpec(
@@ -56,8 +107,30 @@ SPECS = (
         devices=frozenset({"cpu"}),
         dtypes=_FLOATS,
         priority=20,
-        features=_SDPA | _BEYOND_SDPA,
+        features=FEATURES,
         proven_on=frozenset({"cpu"}),
+    ),
+    KernelSpec(
+        op=NAME,
+        name="cpu_amx",
+        load=_cpu_amx,
+        absent=_cpu_amx_absent,
+        devices=frozenset({"cpu"}),
+        dtypes=frozenset({torch.bfloat16}),
+        priority=30,
+        features=_CPU_AMX,
+        proven_on=frozenset({"cpu"}),
+    ),
+    KernelSpec(
+        op=NAME,
+        name="npu_fusion",
+        load=_npu_fusion,
+        devices=frozenset({"npu"}),
+        dtypes=_FLOATS - {torch.float64},
+        priority=20,
+        # The operator has no cap of scores, and a generator of its own.
+        features=FEATURES - {"dropout_p", "softcap"},
+        limits={"head_size": (1, 768), "value_head_size": (1, 768)},
     ),
     KernelSpec(
         op=NAME,
@@ -67,14 +140,36 @@ SPECS = (
         dtypes=_FLOATS,
         priority=10,
         features=_SDPA,
+        lacks={"cuda": frozenset({torch.float64})},
         proven_on=frozenset({"cpu"}),
+    ),
+    KernelSpec(
+        op=NAME,
+        name="flex",
+        load=_flex,
+        devices=frozenset({"cuda"}),
+        dtypes=_FLOATS - {torch.float64},
+        priority=5,
+        features=_FLEX,
+        limits={"head_size": (16, 256), "value_head_size": (16, 256)},
+    ),
+    KernelSpec(
+        op=NAME,
+        name="triton",
+        load=_triton,
+        requires=("triton",),
+        devices=frozenset({"cuda", "npu", "xpu"}),
+        dtypes=_FLOATS - {torch.float64},
+        priority=4,
+        features=FEATURES - {"segment_size"},  # its blocks are its own
+        limits={"head_size": (1, 512), "value_head_size": (1, 512)},
     ),
     KernelSpec(
         op=NAME,
         name="reference",
         load=_reference,
         dtypes=_FLOATS,
-        features=_SDPA | _BEYOND_SDPA | {"value head size"},
+        features=FEATURES,
         proven_on=frozenset({"cpu"}),
     ),
 )

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from accel_kernels.masks import Mask, as_mask, causal, visibility
+from accel_kernels.segmented_attention.call import Bias, sizes_of
 from accel_kernels.spec import Request
 
 NAME = "segmented_attention"
@@ -22,6 +24,7 @@ def request(
     is_causal: bool = False,
     scale: float | None = None,
     dropout_p: float = 0.0,
+    dropout_seed: int | Tensor | None = None,
     softcap: float | None = None,
     bias: Any = None,
     segment_size: int | None = None,
@@ -35,27 +38,40 @@ def request(
         ValueError: Shapes, devices or numbers do not fit.
     """
     query, key, value = cast_for_autocast(query, key, value)
-    _check_types(is_causal, scale, segment_size)
+    _check_types(is_causal, scale, segment_size, dropout_seed)
+    _check_more_types(dropout_p, softcap, return_lse)
     _check_tensors(query, key, value)
     _check_shapes(query, key, value)
     _check_numbers(scale, dropout_p, softcap, segment_size)
-    features = _features(query, key, value, is_causal=is_causal)
-    for name, used in (
-        ("mask", mask is not None),
-        ("dropout_p", dropout_p > 0.0),
-        ("softcap", softcap is not None),
-        ("bias", bias is not None),
-        ("segment_size", segment_size is not None),
-        ("scale not positive", scale is not None and scale <= 0.0),
-        ("return_lse", return_lse),
-    ):
-        if used:
-            features.append(name)
-    needs_grad = torch.is_grad_enabled() and (
-        query.requires_grad or key.requires_grad or value.requires_grad
+    seen, added = mask_of(mask, is_causal), bias_of(bias)
+    _check_bias(added, query, key)
+    if seen is not None:
+        visibility(seen, sizes_of(query, key), query.device)
+    features = {
+        *_tensor_features(query, key, value),
+        *_mask_features(seen, added, query, key),
+        *(name for name, used in (
+            ("dropout_p", dropout_p > 0.0),
+            ("softcap", softcap is not None),
+            ("segment_size", segment_size is not None),
+            ("scale not positive", scale is not None and scale <= 0.0),
+            ("return_lse", return_lse),
+        ) if used),
+    }  # fmt: skip
+    grad = torch.is_grad_enabled()
+    if added is not None:
+        features.add(f"bias: {added.kind}")
+        if grad and added.tensor.requires_grad:
+            features.add("gradient of bias")
+    needs_grad = grad and (
+        query.requires_grad
+        or key.requires_grad
+        or value.requires_grad
+        or (added is not None and added.tensor.requires_grad)
     )
     sizes = (
         ("head_size", query.shape[3]),
+        ("value_head_size", value.shape[3]),
         ("query_length", query.shape[2]),
         ("key_length", key.shape[2]),
     )
@@ -70,15 +86,69 @@ def request(
     )
 
 
+def mask_of(mask: Any, is_causal: bool) -> Mask | None:
+    """The call's mask: what was given, and causal besides if `is_causal`.
+
+    Raises:
+        TypeError: It is neither a mask nor a bool tensor.
+        ValueError: A mask tensor has another number of dimensions than two to four.
+    """
+    if mask is None:
+        return causal() if is_causal else None
+    found = as_mask(mask)
+    return found & causal() if is_causal else found
+
+
+def bias_of(bias: Any) -> Bias | None:
+    """The call's bias: `alibi` or `relative_bias` as they are, a floating tensor as a dense one.
+
+    Raises:
+        TypeError: It is neither.
+        ValueError: A tensor has another number of dimensions than two to four.
+    """
+    if bias is None or isinstance(bias, Bias):
+        return bias
+    if not isinstance(bias, Tensor) or not bias.dtype.is_floating_point:
+        kind = bias.dtype if isinstance(bias, Tensor) else type(bias).__name__
+        raise TypeError(
+            f"bias must be alibi(...), relative_bias(...) or a floating tensor, not {kind}; what a "
+            "query may see goes into mask="
+        )
+    if not 2 <= bias.dim() <= 4:
+        raise ValueError(f"a bias tensor is [T, S] to [B, H, T, S], not {tuple(bias.shape)}")
+    return Bias("dense", bias.view((1,) * (4 - bias.dim()) + tuple(bias.shape)))
+
+
+def _check_bias(bias: Bias | None, query: Tensor, key: Tensor) -> None:
+    if bias is None:
+        return
+    shape, (batch, heads, queries, keys) = tuple(bias.tensor.shape), sizes_of(query, key)
+    if bias.tensor.device != query.device:
+        raise ValueError(
+            f"bias must be on the query's device {query.device}, not on {bias.tensor.device}; "
+            "move it"
+        )
+    if bias.kind == "dense":
+        wanted: tuple[tuple[int, ...], ...] = tuple((1, n) for n in (batch, heads, queries, keys))
+        form = f"broadcast to [B, H, T, S] = {[batch, heads, queries, keys]}"
+    elif bias.kind == "alibi":
+        wanted = ((heads,),) if len(shape) == 1 else ((batch,), (heads,))
+        form = f"have slopes [H] = [{heads}] or [B, H] = [{batch}, {heads}]"
+    else:
+        wanted = ((1, heads), shape[1:])
+        form = f"have a table for 1 or {heads} heads"
+    # Not `in`: Dynamo compares a number and a symbol there by identity.
+    fits = (any(n == one for one in some) for n, some in zip(shape, wanted, strict=True))
+    if not all(fits):
+        raise ValueError(f"bias must {form}, but has shape {shape}")
+
+
 def cast_for_autocast(query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
     """The three in autocast's dtype, if it is on where the query is; else as they are.
 
     Like torch's own operators, it leaves float64, and what is no floating tensor, alone.
     """
-    if not isinstance(query, Tensor):
-        return query, key, value
-    kind = query.device.type
-    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+    if not isinstance(query, Tensor) or not under_autocast(kind := query.device.type):
         return query, key, value
     dtype = torch.get_autocast_dtype(kind)
 
@@ -89,7 +159,16 @@ def cast_for_autocast(query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
     return cast(query), cast(key), cast(value)
 
 
-def _check_types(is_causal: object, scale: object, segment_size: object) -> None:
+def under_autocast(kind: str) -> bool:
+    """Whether autocast is on for a device type; in a fraction of a microsecond where it is off."""
+    if not torch.compiler.is_compiling() and not torch._C._is_any_autocast_enabled():
+        return False
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def _check_types(
+    is_causal: object, scale: object, segment_size: object, dropout_seed: object
+) -> None:
     if not isinstance(is_causal, bool):
         raise TypeError(f"is_causal must be True or False, not {is_causal!r}")
     # A tensor would lose its gradient in silence: the kernels take a number.
@@ -101,14 +180,30 @@ def _check_types(is_causal: object, scale: object, segment_size: object) -> None
     is_size = isinstance(segment_size, (int, torch.SymInt)) and not isinstance(segment_size, bool)
     if segment_size is not None and not is_size:
         raise TypeError(f"segment_size must be an integer, not {segment_size!r}")
+    if isinstance(dropout_seed, Tensor):
+        is_seed = dropout_seed.dtype == torch.int64 and dropout_seed.dim() == 0
+    else:
+        is_seed = isinstance(dropout_seed, int) and not isinstance(dropout_seed, bool)
+    if dropout_seed is not None and not is_seed:
+        raise TypeError(
+            f"dropout_seed must be an integer or an int64 tensor without dimensions, not "
+            f"{dropout_seed!r}"
+        )
 
 
-def _features(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool) -> list[str]:
+def _check_more_types(dropout_p: object, softcap: object, return_lse: object) -> None:
+    for name, number in (("dropout_p", dropout_p), ("softcap", softcap)):
+        is_number = isinstance(number, (int, float, torch.SymFloat))
+        if number is not None and (not is_number or isinstance(number, bool)):
+            raise TypeError(f"{name} must be a number, not {number!r}")
+    if dropout_p is None:
+        raise TypeError("dropout_p must be a number, not None; 0.0 turns dropout off")
+    if not isinstance(return_lse, bool):
+        raise TypeError(f"return_lse must be True or False, not {return_lse!r}")
+
+
+def _tensor_features(query: Tensor, key: Tensor, value: Tensor) -> list[str]:
     features = []
-    if is_causal:
-        features.append("is_causal")
-        if query.shape[2] != key.shape[2]:
-            features.append("unequal lengths with is_causal")
     if query.shape[1] != key.shape[1]:
         features.append("grouped heads")
     if query.shape[3] != value.shape[3]:
@@ -117,6 +212,20 @@ def _features(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool) -> 
         features.append("head size not contiguous")
     if query.numel() == 0 or key.numel() == 0 or value.numel() == 0:
         features.append("empty tensors")
+    return features
+
+
+def _mask_features(mask: Mask | None, bias: Bias | None, query: Tensor, key: Tensor) -> list[str]:
+    if mask is None:
+        return []
+    kinds = mask.kinds()
+    features = [f"mask: {kind}" for kind in kinds]
+    if "causal" in kinds and query.shape[2] != key.shape[2]:
+        features.append("causal of unequal lengths")
+    dense = "dense" in kinds or (bias is not None and bias.kind == "dense")
+    if dense and kinds != {"dense"}:
+        # For a kernel that takes one tensor: together they would be a new one of all pairs.
+        features.append("structure with a tensor")
     return features
 
 

@@ -8,55 +8,10 @@ state is `out = 0`, `lse = -inf`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-
-class Tile(NamedTuple):
-    """A rectangle of the score matrix: query rows `q0:q1` against keys `k0:k1`.
-
-    If `diagonal`, the tile is square and row `i` sees only its keys up to `i`; else every row
-    sees every key.
-    """
-
-    q0: int
-    q1: int
-    k0: int
-    k1: int
-    diagonal: bool
-
-
-def tiles(query_length: int, key_length: int, segment_size: int, is_causal: bool) -> list[Tile]:
-    """Cover the visible part of the score matrix, each visible score once.
-
-    Causal masking is aligned at the bottom right: the last query sees the last key, so query `i`
-    sees key `j` if `j <= i + key_length - query_length`. Keys that all queries see come first, in
-    full tiles; the rest is a square, cut into diagonal tiles and the full ones below them. Query
-    rows that see no key are in no tile.
-    """
-    if query_length == 0 or key_length == 0:
-        return []
-    if not is_causal:
-        return [
-            Tile(0, query_length, k0, min(k0 + segment_size, key_length), False)
-            for k0 in range(0, key_length, segment_size)
-        ]
-    shared = max(key_length - query_length, 0)
-    first_row = max(query_length - key_length, 0)
-    covering = [
-        Tile(0, query_length, k0, min(k0 + segment_size, shared), False)
-        for k0 in range(0, shared, segment_size)
-    ]
-    side = min(query_length, key_length)
-    for start in range(0, side, segment_size):
-        end = min(start + segment_size, side)
-        q0, q1, k0, k1 = first_row + start, first_row + end, shared + start, shared + end
-        covering.append(Tile(q0, q1, k0, k1, True))
-        if end < side:
-            covering.append(Tile(q1, query_length, k0, k1, False))
-    return covering
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -65,13 +20,13 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
-    """The state over the union of two disjoint sets of keys.
+    """The state over the union of two disjoint sets of keys, for a kernel's running state.
 
     The weights come from the difference of the log-sum-exps, so that they add up to one however
     the log-sum-exps are rounded; `exp(lse_a - lse)` would scale the output by their error.
 
     Args:
-        out_a: `[..., T, D]`.
+        out_a: `[..., T, D]`, zero where `lse_a` is -inf.
         lse_a: `[..., T]`, -inf for a row that saw no key. May be of a wider dtype than `out_a`.
         out_b: As `out_a`.
         lse_b: As `lse_a`.
@@ -80,6 +35,46 @@ def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[T
         `out` and `lse` of the union, in the dtypes of the arguments.
     """
     both_empty = (lse_a == -torch.inf) & (lse_b == -torch.inf)
-    difference = torch.where(both_empty, torch.zeros_like(lse_a), lse_b - lse_a)
-    weight_b = torch.sigmoid(difference).to(out_a.dtype).unsqueeze(-1)
-    return torch.lerp(out_a, out_b, weight_b), torch.logaddexp(lse_a, lse_b)
+    difference = (lse_b - lse_a).masked_fill(both_empty, 0.0)
+    # Two sigmoids, not one and its rest: 1 - w has lost a small weight's digits.
+    weight_a, weight_b = (
+        torch.sigmoid(d).to(out_a.dtype).unsqueeze(-1) for d in (-difference, difference)
+    )
+    lse = torch.maximum(lse_a, lse_b) + torch.log1p(torch.exp(-difference.abs()))
+    return torch.addcmul(out_a * weight_a, out_b, weight_b), lse.masked_fill(both_empty, -torch.inf)
+
+
+def merge_all(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The state over the union of any number of disjoint sets of keys, at least one.
+
+    One normaliser for all, so that the error does not grow with their number. Differentiable as
+    often as wanted in every argument, empty rows too: those have zero gradients, not NaN.
+
+    Args:
+        outs: Each `[..., T, D]`, zero where its `lse` is -inf; all of one dtype.
+        lses: Each `[..., T]`, -inf for a row that saw no key; all of one dtype.
+
+    Returns:
+        `out` and `lse` in the dtypes given. Where all rows but one are empty, its bits.
+    """
+    highest = lses[0].detach()
+    for lse in lses[1:]:
+        highest = torch.maximum(highest, lse.detach())
+    nothing = highest == -torch.inf
+    # A constant to the derivatives: the results do not depend on it.
+    shift = highest.masked_fill(nothing, 0.0)
+    weights = [torch.exp(lse - shift) for lse in lses]
+    total = weights[0]
+    for weight in weights[1:]:
+        total = total + weight
+    total = total.masked_fill(nothing, 1.0)
+    merged: Tensor | None = None
+    for out, lse, weight in zip(outs, lses, weights, strict=True):
+        empty = lse == -torch.inf
+        # A weight of -0.0 makes a zero -0.0, which, unlike 0.0, leaves the bits of whatever it is
+        # added to; but one of them must be 0.0 where there is nothing else.
+        share = (weight / total).masked_fill(empty & ~nothing if merged is None else empty, -0.0)
+        share = share.to(out.dtype).unsqueeze(-1)
+        merged = out * share if merged is None else torch.addcmul(merged, out, share)
+    assert merged is not None  # noqa: S101
+    return merged, (shift + torch.log(total)).masked_fill(nothing, -torch.inf)

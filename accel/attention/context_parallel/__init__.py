@@ -1,0 +1,1 @@
+"""Attention over a sequence that several devices share (see `api`)."""

@@ -1,0 +1,1 @@
+"""Segmented attention in the models of Hugging Face's transformers (see `interface`)."""

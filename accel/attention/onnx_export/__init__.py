@@ -1,0 +1,1 @@
+"""Segmented attention in exported ONNX models (see `translations`)."""

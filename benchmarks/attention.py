@@ -1,0 +1,165 @@
+"""Time and memory of attention against torch's own forms, in the same run, as ratios.
+
+    python benchmarks/attention.py [--longest 8192] [--seconds 2] [--only REGEX]
+
+Every form of a case (ours automatic and by each backend, SDPA, the plain formula, on CUDA compiled
+FlexAttention and, where installed, FlashAttention) is timed in turn, round after round, so that
+what else the machine does meets all of them; medians, and the ratio of SDPA's to each. Forward and
+backward are timed apart. Memory is the peak over inputs and gradients, in a fresh process each.
+Writes results/attention_MACHINE.json and a page beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import attention_page
+import environment
+import torch
+from attention_cases import Case, Form, cases, forms
+from torch import Tensor
+
+import accel
+
+LEAST_ROUNDS, MOST_ROUNDS = 5, 200
+MEMORY_LENGTHS = (8192, 16384, 32768, 65536)
+MEMORY_FORMS = ("accel", "sdpa")
+
+
+def timed(device: Any, function: Callable[[], Any]) -> tuple[float, Any]:
+    device.synchronize()
+    begun = time.perf_counter()
+    result = function()
+    device.synchronize()
+    return time.perf_counter() - begun, result
+
+
+def one_round(
+    device: Any, form: Form, case: Case, given: list[Tensor], grad: Tensor
+) -> list[float]:
+    """Seconds of a forward and, if asked, of its backward."""
+    forward, out = timed(device, lambda: form(*given))
+    if not case.backward:
+        return [forward]
+    return [forward, timed(device, lambda: torch.autograd.grad(out, given, grad))[0]]
+
+
+def measure(case: Case, seconds: float) -> list[dict[str, Any]]:
+    """One row per form: medians, and how many times as fast as SDPA it is."""
+    device = accel.current_device()
+    given = [tensor.requires_grad_(case.backward) for tensor in case.tensors(device.torch_device)]
+    grad = torch.randn_like(given[0])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(case.threads or threads)
+    every = forms(case, device.torch_device)
+    found: dict[str, list[list[float]]] = {name: [] for name in every}
+    try:
+        for form in every.values():
+            one_round(device, form, case, given, grad)  # libraries load, code is compiled
+        begun = time.perf_counter()
+        while len(found["sdpa"]) < LEAST_ROUNDS or (
+            time.perf_counter() - begun < seconds and len(found["sdpa"]) < MOST_ROUNDS
+        ):
+            for name, form in every.items():
+                found[name].append(one_round(device, form, case, given, grad))
+    finally:
+        torch.set_num_threads(threads)
+    return rows_of(case, found)
+
+
+def rows_of(case: Case, found: dict[str, list[list[float]]]) -> list[dict[str, Any]]:
+    medians = {
+        name: [statistics.median(column) for column in zip(*rounds, strict=True)]
+        for name, rounds in found.items()
+    }
+    work = [2 * 2 * case.pairs() * case.head_size, 5 * 2 * case.pairs() * case.head_size]
+    rows = []
+    for name, times in medians.items():
+        row: dict[str, Any] = {"case": case.name, "form": name, "rounds": len(found[name])}
+        parts = ("forward", "backward")[: len(times)]
+        for part, took, sdpa, flops in zip(parts, times, medians["sdpa"], work, strict=False):
+            row |= {f"{part}_seconds": took, f"{part}_sdpa_over_this": sdpa / took}
+            row[f"{part}_gflops"] = flops / took / 1e9
+        if len(times) == 2:
+            row["both_sdpa_over_this"] = sum(medians["sdpa"]) / sum(times)
+        rows.append(row)
+    return rows
+
+
+def matmul_rate(dtype: torch.dtype, size: int = 2048) -> float:
+    """GFLOP/s of a square product, the best of some."""
+    device = accel.current_device()
+    a = torch.randn(size, size, device=device.torch_device).to(dtype)
+    a @ a
+    return 2 * size**3 / min(timed(device, lambda: a @ a)[0] for _ in range(5)) / 1e9
+
+
+def memory(form: str, length: int) -> int:
+    """Peak bytes over inputs and gradients of a causal head of 64, in a process of its own."""
+    command = [sys.executable, __file__, "--memory", form, str(length)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def measure_memory(form: str, length: int) -> int:
+    device = accel.current_device()
+
+    def run(case: Case) -> int:
+        given = [tensor.requires_grad_() for tensor in case.tensors(device.torch_device)]
+        grad = torch.randn_like(given[0])
+        for tensor in given:
+            tensor.grad = torch.zeros_like(tensor)
+        device.synchronize()
+        device.reset_peak_memory()
+        before = device.memory().used
+        forms(case, device.torch_device)[form](*given).backward(grad)
+        device.synchronize()
+        return int(device.memory().peak - before)
+
+    run(Case(64, heads=1))  # libraries load on first use
+    return run(Case(length, heads=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--longest", type=int, default=40960, help="keys of the longest case")
+    parser.add_argument("--seconds", type=float, default=3.0, help="per case, at least")
+    parser.add_argument("--only", default="", help="a pattern that the case's name must contain")
+    parser.add_argument("--memory", nargs=2, metavar=("FORM", "LENGTH"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory:
+        print(measure_memory(options.memory[0], int(options.memory[1])))
+        return
+    chosen = [c for c in cases(options.longest) if re.search(options.only, c.name)]
+    rows: list[dict[str, Any]] = []
+    with accel.report.Progress(len(chosen), "attention", unit="case") as bar:
+        for case in chosen:
+            rows += measure(case, options.seconds)
+            bar.advance(1, case.name)
+    rates = {
+        str(dtype).removeprefix("torch."): matmul_rate(dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    peaks = [
+        {"form": form, "length": length, "extra_bytes": memory(form, length)}
+        for length in MEMORY_LENGTHS
+        for form in MEMORY_FORMS
+        if not options.only
+    ]
+    machine = re.sub(r"\W+", "-", accel.current_device().name).strip("-").lower()
+    result = {"rows": rows, "matmul_gflops": rates, "memory": peaks}
+    path = environment.write(f"attention_{machine}", result)
+    page = path.with_suffix(".html")
+    accel.report.write_atomically(page, attention_page.page(json.loads(path.read_text())))
+    print(f"written: {path} and {page}")
+
+
+if __name__ == "__main__":
+    main()

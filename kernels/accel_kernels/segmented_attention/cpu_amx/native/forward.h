@@ -1,0 +1,147 @@
+// Output and log-sum-exp: an online softmax over panels of 64 keys, by blocks of query rows.
+#ifndef ACCEL_FORWARD_H
+#define ACCEL_FORWARD_H
+
+#include "pack.h"
+#include "weigh.h"
+
+enum { PANELS_AT_ONCE = 8 };
+
+// A panel of keys and values that is read.
+struct panel {
+    const uint32_t *keys, *values;
+    long first;
+    int kind, values_wrong;
+};
+
+static size_t forward_block(const struct forward *job, char *at, struct forward_block *block) {
+    const char *start = at;
+    const long rows = FORWARD_ROWS, own = job->keys ? 0 : PANEL;
+    block->total = carve(&at, rows * job->value_padded * 4);
+    block->sums = carve(&at, rows * LANES * 4);
+    block->weights = carve(&at, STRIP * PANEL * 2);
+    block->shift = carve(&at, rows * 4);
+    block->limit = carve(&at, rows * 4);
+    block->query = carve(&at, rows * job->steps * 4);
+    block->keys = carve(&at, own * job->steps * 4);
+    block->values = carve(&at, own / 2 * job->value_padded * 4);
+    return (size_t)(at - start);
+}
+
+// Returns whether a value is not finite.
+static int pack_panel(const struct forward *job, long b, long h, long p, uint32_t *keys,
+                      uint32_t *values) {
+    const struct call *call = job->call;
+    const long first = p * PANEL, count = at_most(PANEL, call->keys - first);
+    pack_transposed(keys, row_of(&call->key, b, h, first), call->key.row, count, call->width);
+    return pack_pairs(values, job->value_padded, PANEL, row_of(&call->value, b, h, first),
+                      call->value.row, count, call->value_width);
+}
+
+static void forward_pack(void *given, char *scratch, long index) {
+    const struct forward *job = given;
+    const struct call *call = job->call;
+    const long groups = (job->panels + PANELS_AT_ONCE - 1) / PANELS_AT_ONCE;
+    const long head = index / groups, first = index % groups * PANELS_AT_ONCE;
+    (void)scratch;
+    for (long p = first; p < at_most(first + PANELS_AT_ONCE, job->panels); p++) {
+        const long at = head * job->panels + p;
+        job->values_wrong[at] =
+            (char)pack_panel(job, head / call->key_heads, head % call->key_heads, p,
+                             job->keys + at * job->steps * PANEL,
+                             job->values + at * job->value_padded * (PANEL / 2));
+    }
+}
+
+static struct panel panel_of(const struct forward *job, const struct forward_block *block, long b,
+                             long h, long p, int kind) {
+    struct panel panel = {block->keys, block->values, p * PANEL, kind, 0};
+    if (job->keys) {
+        const long at = (b * job->call->key_heads + h) * job->panels + p;
+        panel.keys = job->keys + at * job->steps * PANEL;
+        panel.values = job->values + at * job->value_padded * (PANEL / 2);
+        panel.values_wrong = job->values_wrong[at];
+    } else panel.values_wrong = pack_panel(job, b, h, p, block->keys, block->values);
+    return panel;
+}
+
+// Only what is seen is multiplied: 0 * NaN would be NaN.
+static void add_selected(const struct forward_block *block, long first, const uint32_t *values,
+                         long width, const uint64_t *bits) {
+    for (int r = 0; r < STRIP; r++)
+        for (uint64_t left = bits[r]; left; left &= left - 1) {
+            const long k = __builtin_ctzll(left);
+            const uint16_t weight = ((const uint16_t *)block->weights)[r * PANEL + k];
+            add_one(widened(weight), values, k, block->total + (first + r) * width, width);
+        }
+}
+
+// One panel of keys for all rows of a block.
+static void forward_panel(const struct forward *job, const struct forward_block *block, long rows,
+                          const struct panel *panel) {
+    const int variant = variant_of(&job->shape, job->call), partial = panel->kind == PARTIAL;
+    for (long first = 0; first < rows; first += STRIP) {
+        uint64_t bits[STRIP], some = 0, every = ~UINT64_C(0);
+        for (int r = 0; partial && r < STRIP; r++) {
+            bits[r] = row_bits(&job->seen, block->batch, block->head, block->row + first + r,
+                               panel->first);
+            some |= bits[r];
+            every &= bits[r];
+        }
+        if (partial && !some) continue;
+        const int masked = partial && ~every;
+        weigh_variants[variant | (masked ? MASKED : PLAIN)](job, block, first, panel->keys,
+                                                            panel->first, bits);
+        if (masked && panel->values_wrong)
+            add_selected(block, first, panel->values, job->value_padded, bits);
+        else
+            add_rows(PANEL / 2, block->weights, PANEL / 2, panel->values,
+                     block->total + first * job->value_padded, job->value_padded);
+    }
+}
+
+static void forward_write(const struct forward *job, const struct forward_block *block, long b,
+                          long h, long rows) {
+    const struct call *call = job->call;
+    const long row = block->row;
+    const float kept = call->dropout.factor != 0.0 ? (float)call->dropout.factor : 1.0f;
+    float *lse = call->lse + (b * call->heads + h) * call->queries + row;
+    for (long r = 0; r < rows; r++) {
+        const float sum = _mm512_reduce_add_ps(_mm512_loadu_ps(block->sums + r * LANES));
+        const int none = block->limit[r] == -INFINITY && sum == 0.0f;
+        lse[r] = none ? -INFINITY : (float)(block->shift[r] / LOG2E + log((double)sum));
+        store_row(row_of(&call->out, b, h, row + r), block->total + r * job->value_padded,
+                  call->value_width, none ? 0.0f : kept / sum);
+    }
+}
+
+static void forward_rows(void *given, char *scratch, long index) {
+    const struct forward *job = given;
+    const struct call *call = job->call;
+    const long heads = call->batch * call->heads, head = index % heads;
+    // With a causal mask the last rows see most: they come first.
+    const long i = job->seen.blocks - 1 - index / heads, row = i * FORWARD_ROWS;
+    const long b = head / call->heads, h = head % call->heads;
+    const long h_kv = h / (call->heads / call->key_heads);
+    const long rows = at_most(FORWARD_ROWS, call->queries - row);
+    struct forward_block block;
+    forward_block(job, scratch, &block);
+    block.row = row;
+    block.batch = b;
+    block.head = h;
+    block.slope = slope_of(&job->shape, b, h, call->heads);
+    for (long n = 0; n < FORWARD_ROWS * job->value_padded; n++) block.total[n] = 0.0f;
+    for (long n = 0; n < FORWARD_ROWS * LANES; n++) block.sums[n] = 0.0f;
+    for (long n = 0; n < FORWARD_ROWS; n++) block.shift[n] = 0.0f, block.limit[n] = -INFINITY;
+    pack_rows(block.query, job->steps, rounded_up(rows, STRIP), row_of(&call->query, b, h, row),
+              call->query.row, rows, call->width);
+    for (long p = 0; p < job->panels; p++) {
+        const int kind = block_kind(&job->seen, b, i, p * PANEL, (p + 1) * PANEL);
+        if (kind == EMPTY) continue;
+        const struct panel panel = panel_of(job, &block, b, h_kv, p, kind);
+        forward_panel(job, &block, rows, &panel);
+    }
+    forward_write(job, &block, b, h, rows);
+}
+
+#endif

@@ -1,0 +1,277 @@
+"""The compiled bfloat16 attention against float64, and what it promises beyond being right."""
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from accel.testing import assert_backward_stable, assert_within_budget
+from accel_kernels.masks import as_mask, causal, documents, key_lengths, prefix, window
+from accel_kernels.segmented_attention import cpu_amx
+from accel_kernels.segmented_attention.call import Call, Dropout, alibi
+from accel_kernels.segmented_attention.formula import attention_formula
+
+ABSENT = cpu_amx.why_absent()
+pytestmark = pytest.mark.skipif(ABSENT is not None, reason=f"cpu_amx: {ABSENT}")
+
+# (batch, heads, key heads, queries, keys, head size, value head size), mask, scale
+CASES = [
+    ((2, 2, 2, 64, 64, 64, 64), None, None),
+    ((1, 1, 1, 1, 1, 1, 1), None, None),
+    ((2, 2, 2, 63, 63, 64, 64), causal(), None),
+    ((1, 4, 2, 100, 63, 80, 33), None, None),
+    ((1, 4, 1, 63, 100, 33, 80), causal(), None),
+    ((2, 2, 2, 100, 63, 16, 16), causal(), None),
+    ((1, 3, 3, 1, 1023, 64, 64), causal(), None),
+    ((1, 1, 1, 1023, 1023, 64, 64), causal(), None),
+    ((1, 1, 1, 300, 1023, 128, 200), causal("top_left"), None),
+    ((1, 1, 1, 500, 700, 40, 40), window(50, 20, sinks=3), None),
+    ((2, 1, 1, 500, 500, 16, 16), documents([5, 100, 101, 300, 300, 450], within=causal()), None),
+    ((3, 2, 2, 100, 100, 24, 24), key_lengths([0, 1, 77]) & causal(), None),
+    ((1, 2, 2, 400, 400, 16, 16), causal() | prefix(130), None),
+    ((1, 2, 2, 100, 100, 32, 32), causal(), 0.0),
+    ((1, 2, 2, 100, 100, 32, 32), None, -0.3),
+]
+
+
+def draw(sizes: tuple, size: float = 1.0) -> list[Tensor]:
+    batch, heads, key_heads, queries, keys, width, value_width = sizes
+    shapes = [(heads, queries, width), (key_heads, keys, width), (key_heads, keys, value_width)]
+    return [(torch.randn(batch, *shape) * size).to(torch.bfloat16) for shape in shapes]
+
+
+def arguments(call: Call) -> dict:
+    return {
+        "mask": call.mask,
+        "scale": call.scale,
+        "softcap": call.softcap,
+        "bias": call.bias,
+        "dropout": call.dropout,
+        "return_lse": True,
+    }
+
+
+def check(inputs: list[Tensor], call: Call) -> None:
+    assert_backward_stable(
+        lambda q, k, v: cpu_amx.segmented_attention(q, k, v, **arguments(call)),
+        *inputs,
+        reference=lambda q, k, v: attention_formula(q, k, v, call),
+    )
+
+
+@pytest.mark.parametrize(("sizes", "mask", "scale"), CASES, ids=str)
+def test_output_lse_and_gradients_are_backward_stable(sizes, mask, scale) -> None:
+    scale = sizes[5] ** -0.5 if scale is None else scale
+    check(draw(sizes), Call(mask, scale, return_lse=True))
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 100, 163), (2, 1, 100, 1), (1, 2, 1, 163), (2, 2, 100, 163)], ids=str
+)
+def test_dense_masks(shape) -> None:
+    allowed = torch.rand(shape) > 0.4
+    allowed[..., :1, :70] = False
+    inputs = draw((2, 2, 1, 100, 163, 32, 32))
+    other = allowed.new_empty(*shape[:2], shape[3], shape[2]).mT.copy_(allowed)
+    for mask in (as_mask(allowed), as_mask(other) & causal(), as_mask(allowed) & window(20, 3)):
+        check(inputs, Call(mask, 0.2, return_lse=True))
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5, 30.0])
+@pytest.mark.parametrize("slopes", [None, [0.5, 0.01], [[0.1, 1.0], [0.0, -0.2]]], ids=str)
+def test_softcap_and_alibi(softcap, slopes) -> None:
+    bias = None if slopes is None else alibi(torch.tensor(slopes))
+    inputs = draw((2, 2, 1, 100, 163, 32, 32))
+    for mask in (None, window(40, 60)):
+        check(inputs, Call(mask, 0.4, softcap=softcap, bias=bias, return_lse=True))
+    check(inputs, Call(None, 0.4, softcap=softcap, bias=bias and bias._replace(shift=7)))
+
+
+@pytest.mark.parametrize("p", [0.1, 0.9])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("mask", [None, window(70, 20)], ids=str)
+def test_dropout_is_that_of_philox(p, softcap, mask) -> None:
+    inputs = draw((2, 2, 1, 100, 163, 32, 32))
+    part = ((5, 1003, 1 << 35), (1, 3, 901, (1 << 34) - 30))  # a carry within a panel
+    for dropout in (Dropout(p, -3), Dropout(p, torch.tensor(1 << 40), *part)):
+        check(inputs, Call(mask, 0.2, softcap=softcap, dropout=dropout, return_lse=True))
+
+
+@pytest.mark.parametrize("size", [1e-18, 1e-3, 8.0, 30.0])
+def test_small_and_large_inputs(size) -> None:
+    check(draw((1, 2, 2, 100, 300, 32, 32), size), Call(causal(), 0.2, return_lse=True))
+
+
+def test_a_maximum_that_keeps_rising() -> None:
+    query, key, value = draw((1, 1, 1, 70, 700, 32, 32))
+    key = (query[:, :, :1] * torch.linspace(-4, 4, 700).view(-1, 1)).to(torch.bfloat16)
+    query = query[:, :, :1].expand(-1, -1, 70, -1)
+    check([query, key, value], Call(None, 1.0, return_lse=True))
+    check([query, key.flip(2), value], Call(None, 1.0, return_lse=True))
+
+
+def results(inputs: list[Tensor], call: Call, grads: tuple[Tensor, Tensor]) -> list[Tensor]:
+    out, lse = cpu_amx.forward(*inputs, call)
+    found = cpu_amx.backward(*grads, *inputs, out, lse, call)
+    return [out, lse, *found[:3]]
+
+
+def cotangents(inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+    query, _, value = inputs
+    lse = torch.randn(query.shape[:3])
+    return torch.randn(*query.shape[:3], value.shape[3]).to(torch.bfloat16), lse
+
+
+def same(left: list[Tensor], right: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("mask", [None, causal(), window(300, 0, sinks=2)], ids=str)
+def test_same_bits_for_any_threads_and_batch(threads, mask, monkeypatch) -> None:
+    monkeypatch.setattr(cpu_amx, "_PER_THREAD", 1)
+    inputs = draw((2, 4, 2, 700, 900, 32, 48))
+    call, grads = Call(mask, 0.2, return_lse=True), cotangents(inputs)
+    threads(1)
+    alone = results(inputs, call, grads)
+    for count in (2, 3, 8):
+        threads(count)
+        for _ in range(3):
+            assert same(results(inputs, call, grads), alone), count
+    for b, h in itertools.product(range(2), range(2)):
+        own, pair = slice(h, h + 1), slice(2 * h, 2 * h + 2)
+        one = [inputs[0][b : b + 1, pair], *(t[b : b + 1, own] for t in inputs[1:])]
+        part = results(one, call, tuple(g[b : b + 1, pair] for g in grads))
+        by_head = [pair, pair, pair, own, own]
+        assert same(part, [t[b : b + 1, s] for t, s in zip(alone, by_head, strict=True)])
+
+
+def test_any_strides() -> None:
+    inputs = draw((2, 4, 2, 130, 200, 33, 20))
+    call, grads = Call(causal(), 0.2, return_lse=True), cotangents(inputs)
+    expected = results(inputs, call, grads)
+
+    def by_rows(t: Tensor) -> Tensor:  # [B, T, H, D] underneath, among NaN
+        wide = torch.full((t.shape[0], t.shape[2], t.shape[1] + 1, t.shape[3] + 3), torch.nan)
+        view = wide.to(t.dtype)[:, :, 1:, 2:-1].transpose(1, 2)
+        return view.copy_(t)
+
+    def by_columns(t: Tensor) -> Tensor:
+        return t.mT.contiguous().mT
+
+    for way in (by_rows, by_columns):
+        changed = (way(grads[0]), grads[1].mT.contiguous().mT)
+        assert same(results([way(t) for t in inputs], call, changed), expected)
+    shared = [t[:, :1].expand(-1, 2, -1, -1) for t in inputs]
+    grads = tuple(g[:, :2] for g in grads)
+    copies = [t.contiguous() for t in shared]
+    assert same(results(shared, call, grads), results(copies, call, grads))
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("which", range(4), ids=("query", "key", "value", "grad out"))
+def test_what_is_not_seen_does_not_reach(which, wrong) -> None:
+    inputs = draw((1, 1, 1, 150, 150, 32, 32))
+    call, grads = Call(causal(), 0.2, return_lse=True), cotangents(inputs)
+    at = 70
+    spoilt = [*(t.clone() for t in inputs), grads[0].clone()]
+    expected = results(inputs, call, grads)
+    spoilt[which][:, :, at] = wrong
+    found = results(spoilt[:3], call, (spoilt[3], grads[1]))
+    out, lse, grad_query, grad_key, grad_value = found
+    if which in (1, 2):  # a key that only later queries see
+        assert same([t[:, :, :at] for t in found[:3]], [t[:, :, :at] for t in expected[:3]])
+        assert not out[:, :, at:].isfinite().any()
+    else:  # a query that sees only keys before it
+        after = slice(at + 1, None)
+        assert same([t[:, :, after] for t in found], [t[:, :, after] for t in expected])
+        assert not grad_query[:, :, at].isfinite().any()
+        assert not grad_key[:, :, : at + 1].isfinite().any()
+    assert lse[:, :, :at].isfinite().all()
+    assert grad_value.shape == grad_key.shape
+
+
+@pytest.mark.parametrize("sizes", [(0, 2, 2, 5, 5, 8, 8), (1, 2, 2, 0, 5, 8, 8),
+                                   (1, 2, 2, 5, 0, 8, 8), (1, 0, 0, 5, 5, 8, 8),
+                                   (1, 2, 2, 5, 5, 8, 0)], ids=str)  # fmt: skip
+def test_empty_tensors(sizes) -> None:
+    inputs = draw(sizes)
+    out, lse, *found = results(inputs, Call(causal(), 0.2), cotangents(inputs))
+    assert out.shape == (*inputs[0].shape[:3], sizes[6])
+    assert [t.shape for t in found] == [t.shape for t in inputs]
+    assert all(t.isfinite().all() for t in found)
+    if sizes[4] == 0:
+        assert not out.any()
+        assert (lse == -torch.inf).all()
+
+
+def exact_key_gradients(inputs: list[Tensor], grad: Tensor, scale: float) -> list[Tensor]:
+    """In float64, a block of queries at a time."""
+    query, key, value, grad = (t.double() for t in (*inputs, grad))
+    grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
+    for rows in range(0, query.shape[2], 512):
+        q, g = query[:, :, rows : rows + 512], grad[:, :, rows : rows + 512]
+        p = torch.softmax(q @ key.mT * scale, -1)
+        change = p * (g @ value.mT)
+        change = change - p * change.sum(-1, keepdim=True)
+        grad_key += change.mT @ q * scale
+        grad_value += p.mT @ g
+    return [grad_key, grad_value]
+
+
+def test_the_error_of_key_gradients_does_not_grow_with_length() -> None:
+    errors = []
+    for length in (512, 8192):
+        inputs = draw((1, 1, 1, length, length, 16, 16))
+        grad, call = cotangents(inputs)[0], Call(None, 0.25)
+        out, lse = cpu_amx.forward(*inputs, call)
+        found = cpu_amx.backward(grad, None, *inputs, out, lse, call)
+        truth = exact_key_gradients(inputs, grad, 0.25)
+        errors.append([float((a - t).norm() / t.norm())
+                       for a, t in zip(found[1:3], truth, strict=True)])  # fmt: skip
+    short, long = errors
+    assert all(b <= 1.2 * a for a, b in zip(short, long, strict=True)), errors
+
+
+def test_lse_is_as_exact_as_in_float32() -> None:
+    query, key, value = draw((1, 4, 4, 200, 3000, 64, 64))
+    _, lse = cpu_amx.forward(query, key, value, Call(None, 0.125))
+    by_torch = torch.logsumexp(query.float() @ key.float().mT * 0.125, -1)
+    exact = torch.logsumexp(query.double() @ key.double().mT * 0.125, -1)
+    assert_within_budget(lse, by_torch, exact)
+
+
+def fresh_reason() -> str | None:
+    cpu_amx._library.cache_clear()
+    return cpu_amx.why_absent.__wrapped__()
+
+
+def test_why_not_without_the_instructions(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert "AVX512-BF16" in fresh_reason()
+
+
+def test_why_not_without_a_compiler(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert "CC names the C compiler 'no-such-compiler'" in fresh_reason()
+    monkeypatch.undo()
+    assert fresh_reason() is None
+
+
+def test_structures_are_alike() -> None:
+    """A field that C knows by another place would be read as another."""
+    text = (Path(cpu_amx.__file__).parent / "native" / "call.h").read_text()
+    for name in ("rows", "dense", "dropout", "call"):
+        body = re.sub(r"//.*", "", re.search(rf"struct {name} \{{(.*?)\}};", text, re.S)[1])
+        fields = getattr(cpu_amx, f"_{name.title()}")._fields_
+        assert re.findall(r"(\w+)\s*[,;]", body) == [field for field, _ in fields]
