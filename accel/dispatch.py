@@ -135,7 +135,7 @@ def explain(op: str, *args: Any, backend: str | None = None, **kwargs: Any) -> E
         ValueError: No such operation or kernel, or arguments that the operation itself refuses.
     """
     operation = _operation(op)
-    return _explain(operation, operation.request(*args, **kwargs), backend)
+    return explain_request(operation, operation.request(*args, **kwargs), backend)
 
 
 def kernel_for(request: Request, backend: str | None = None) -> Callable[..., Any]:
@@ -183,7 +183,7 @@ def _choose(request: Request, backend: str | None) -> KernelSpec:
         if not spec.why_not(request) and not spec.not_proven(request):
             return spec
     raise BackendError(
-        f"no kernel can serve this call.\n{_explain(_operation(request.op), request, None)}"
+        f"no kernel can serve this call.\n{explain_request(_operation(request.op), request, None)}"
     )
 
 
@@ -224,7 +224,8 @@ def _parse(variable: str) -> dict[str, str]:
     return choices
 
 
-def _explain(operation: Operation, request: Request, backend: str | None) -> Explanation:
+def explain_request(operation: Operation, request: Request, backend: str | None) -> Explanation:
+    """As `explain`, of a request that has been made already."""
     named, how = _named(operation.name, backend)
     if named is not None:
         _spec(operation.name, named)

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import init_device_mesh
 
-from accel.attention import context_parallel, ring
+from accel.attention.context_parallel import api as context_parallel
+from accel.attention.context_parallel import ring
 from accel.attention.context_parallel.api import context_parallel_attention
 from accel.attention.context_parallel.sharding import SequenceLayout, shard, unshard
 from accel_kernels.masks import (

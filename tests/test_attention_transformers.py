@@ -14,7 +14,7 @@ from torch import Tensor
 
 import accel
 from accel.attention import causal, window
-from accel.attention import transformers_interface as interface
+from accel.attention.hugging_face import interface
 from accel.attention.hugging_face.interface import attention_for_transformers
 from accel.testing import assert_within_budget
 from accel_kernels import budgets

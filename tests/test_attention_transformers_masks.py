@@ -8,10 +8,9 @@ import pytest
 import torch
 
 import accel
-from accel.attention import structured_mask as lazy
-from accel.attention import transformers_interface as interface
-from accel.attention import transformers_masks as masks
 from accel.attention import window
+from accel.attention.hugging_face import interface, masks
+from accel.attention.hugging_face import structured_mask as lazy
 from accel.attention.hugging_face.structured_mask import StructuredMask
 from accel_kernels.masks import Dense, RowIntervals
 

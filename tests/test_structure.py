@@ -124,7 +124,7 @@ ARROW = {
     "accel.doctor": set(),
     "accel.attention": {
         "torch", "accel.dispatch", "accel.devices", "accel.distributed", "kernels.op",
-        "kernels.shared",
+        "kernels.shared", "kernels.spec",
     },
     "accel.distributed": {"torch", "accel.devices"},
     "accel.precision": {"torch", "accel.dispatch", "accel.devices"},

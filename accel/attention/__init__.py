@@ -32,9 +32,13 @@ from accel_kernels.masks import documents as documents
 from accel_kernels.masks import key_lengths as key_lengths
 from accel_kernels.masks import prefix as prefix
 from accel_kernels.masks import window as window
+from accel_kernels.segmented_attention import operators as _operators
 from accel_kernels.segmented_attention.call import Bias as Bias
 from accel_kernels.segmented_attention.call import alibi as alibi
 from accel_kernels.segmented_attention.call import relative_bias as relative_bias
+
+# Imported for what it registers: the operator that exported programs name, and its FLOP count.
+del _operators
 
 __all__ = [
     "CONVENTIONS",

@@ -112,8 +112,9 @@ def segmented_attention(
         `[B, H, T, D_v]` in the query's dtype, or an `AttentionState` with `lse` if `return_lse`.
         Scores and sums are computed in float32 (float64 for float64). Differentiable in all three
         tensors and a bias, through `lse` too; second derivatives are those of the plain formula, in
-        quadratic memory (`sdpa` and `flex` have torch's own autograd and none). Under autocast the
-        three are cast to its dtype first, as torch does for its own attention.
+        quadratic memory (`sdpa`, `flex` and, for short calls below float64, `cpu` have torch's own
+        autograd and none). Under autocast the three are cast to its dtype first, as torch does for
+        its own attention.
 
     Raises:
         TypeError: The dtypes differ or are not floating.

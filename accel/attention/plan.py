@@ -17,7 +17,7 @@ from accel.devices.base import Device
 from accel.devices.choice import current_device, find_device
 from accel.devices.registry import _registry
 from accel.errors import BackendError, DeviceError
-from accel_kernels.masks import Mask, visibility
+from accel_kernels.masks import Mask, visibility, visible_pairs
 from accel_kernels.segmented_attention.arguments import (
     NAME,
     bias_of,
@@ -33,7 +33,6 @@ from accel_kernels.segmented_attention.workspace import (
     Tiles,
     Workspace,
     touched,
-    visible_pairs,
     workspace,
 )
 from accel_kernels.spec import Operation, Request
@@ -372,7 +371,7 @@ def _chosen(asked: Request, backend: str | None, where: _Where) -> tuple[str, st
     specs = tuple(dispatch.backends(NAME))
     if where.here is None:
         specs = tuple(dataclasses.replace(spec, requires=(), absent=None) for spec in specs)
-    found = dispatch._explain(Operation(NAME, request, specs), asked, backend)
+    found = dispatch.explain_request(Operation(NAME, request, specs), asked, backend)
     if found.chosen is None:
         raise BackendError(f"no kernel can serve this call.\n{found}")
     return found.chosen, found.how

@@ -14,6 +14,7 @@ at the bottom right, as in FlashAttention); aligned at the top left, `p(i) = i`.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -565,6 +566,28 @@ def visible(
         return inside
     dense = seen.dense if seen.dense.shape[2] == 1 else seen.dense[:, :, rows]
     return inside & (dense if dense.shape[3] == 1 else dense[..., keys])
+
+
+# Query rows of a tensor that are combined with intervals at once.
+_ROWS_AT_ONCE = 256
+
+
+def visible_pairs(seen: Visibility, sizes: Sizes) -> int:
+    """How many scores a mask lets see, over batch and heads."""
+    batch, heads, queries, keys = sizes
+    if seen.causal:
+        width = min(queries, keys)
+        return batch * heads * (width * (width + 1) // 2 + max(keys - queries, 0) * width)
+    if seen.dense is not None and seen.intervals is not None:
+        parts = [slice(at, at + _ROWS_AT_ONCE) for at in range(0, queries, _ROWS_AT_ONCE)]
+        found = (visible(seen, sizes, seen.dense.device, part) for part in parts)
+        return sum(int(part.sum()) * (batch * heads // math.prod(part.shape[:2])) for part in found)
+    if seen.dense is not None:
+        return int(seen.dense.sum()) * (math.prod(sizes) // max(seen.dense.numel(), 1))
+    if seen.intervals is not None:
+        widths = (seen.intervals[:, 1].long() - seen.intervals[:, 0]).clamp(min=0)
+        return int(widths.sum()) * heads * (batch // seen.intervals.shape[2])
+    return math.prod(sizes)
 
 
 def dense_visibility(seen: Visibility, sizes: Sizes, device: torch.device) -> Tensor:

@@ -23,8 +23,8 @@ from accel_kernels.masks import (
 )
 from accel_kernels.segmented_attention import cpu
 from accel_kernels.segmented_attention.call import Call, Dropout, alibi
-from accel_kernels.segmented_attention.cpu import fused as cpu_aten
 from accel_kernels.segmented_attention.cpu import few as cpu_few
+from accel_kernels.segmented_attention.cpu import fused as cpu_aten
 from accel_kernels.segmented_attention.cpu import runs as cpu_runs
 from accel_kernels.segmented_attention.cpu import tiles as cpu_tiles
 from accel_kernels.segmented_attention.cpu.runs import Run, plan

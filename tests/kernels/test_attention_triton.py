@@ -44,10 +44,10 @@ def test_the_kernel_in_a_process_of_its_own() -> None:
 def test_cpu_tensors_are_refused_without_the_interpreter(run_python) -> None:
     code = """
         import torch
-        from accel_kernels.segmented_attention import triton
+        from accel_kernels.segmented_attention.triton import kernel
         t = torch.zeros(1, 1, 4, 4)
         try:
-            triton.segmented_attention(t, t, t)
+            kernel.segmented_attention(t, t, t)
         except ValueError as error:
             print(error)
     """

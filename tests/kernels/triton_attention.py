@@ -16,10 +16,11 @@ from accel.attention import alibi, causal, window
 from accel.testing import assert_backward_stable
 from accel_kernels import philox
 from accel_kernels.masks import RowIntervals, Sizes, visibility, visible
-from accel_kernels.segmented_attention import reference, triton
+from accel_kernels.segmented_attention import reference
 from accel_kernels.segmented_attention.call import Bias, Call, Dropout
 from accel_kernels.segmented_attention.tiles import EMPTY, tile_kinds
 from accel_kernels.segmented_attention.triton import backward as triton_backward
+from accel_kernels.segmented_attention.triton import kernel
 from accel_kernels.segmented_attention.triton import launch as triton_launch
 from tests.kernels.attention_cases import (
     BIASES,
@@ -110,8 +111,8 @@ def formula(query, key, value, call: Call, sees, bias, factor) -> tuple[Tensor, 
     return probability @ value.repeat_interleave(groups, 1), lse
 
 
-def kernel(query: Tensor, key: Tensor, value: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-    out, lse = triton.run(triton.IMPLEMENTATION, query, key, value, call._replace(return_lse=True))
+def computed(query: Tensor, key: Tensor, value: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    out, lse = kernel.run(kernel.IMPLEMENTATION, query, key, value, call._replace(return_lse=True))
     assert out.dtype == query.dtype
     assert lse.dtype == torch.float32
     return out, torch.where(lse == -math.inf, 0.0, lse)
@@ -133,7 +134,7 @@ def test_output_lse_and_all_gradients_are_backward_stable(case, dtype, place) ->
         inputs.append(tensor_of(case).to(dtype).to(place))
 
     def ours(query, key, value, bias=None):
-        return kernel(query, key, value, call_of(case, bias, place))
+        return computed(query, key, value, call_of(case, bias, place))
 
     def truth(query, key, value, bias=None):
         whole = None if bias is None else whole_bias(case.bias, bias, case.sizes).to(query.dtype)
@@ -162,7 +163,7 @@ def test_the_same_elements_are_dropped_as_everywhere(dropout, signed, place, mon
     b0, h0, i0, j0 = dropout.first
     query, key = torch.zeros(2, 2, 17, 16, device=place), torch.zeros(2, 2, 48, 16, device=place)
     value = torch.eye(48, device=place).expand(2, 2, 48, 48)
-    out, _ = triton.forward(query, key, value, Call(None, 1.0, dropout=dropout))
+    out, _ = kernel.forward(query, key, value, Call(None, 1.0, dropout=dropout))
     steps = [torch.arange(n) for n in (2, 2, 17, 48)]
     b, h, i, j = torch.meshgrid(*steps, indexing="ij")
     positions = (((b + b0) * heads + h + h0) * queries + i + i0) * keys + j + j0
@@ -187,7 +188,7 @@ def test_no_empty_tile_is_touched_and_no_other_left_out(name, place) -> None:
         return (kinds != EMPTY).int()
 
     touched = torch.empty(1, 2, -(-70 // row.forward.rows), dtype=torch.int32)
-    out, lse = triton.forward(query, key, value, call, touched)
+    out, lse = kernel.forward(query, key, value, call, touched)
     expected = wanted(row.forward).sum(-1)
     assert torch.equal(touched, expected.unsqueeze(1).expand_as(touched).int())
     if name not in ("none", "causal"):
@@ -220,7 +221,7 @@ def test_what_is_not_seen_does_not_leak(wrong, which, mask, place) -> None:
 
     def results(inputs: list[Tensor]) -> list[Tensor]:
         leaves = [t.to(place).requires_grad_() for t in inputs]
-        out, _ = kernel(*leaves, call)
+        out, _ = computed(*leaves, call)
         loss = torch.where(unaffected.to(place), out, 0.0).square().sum()
         return [t.detach().cpu() for t in (out, *torch.autograd.grad(loss, leaves))]
 
@@ -243,7 +244,7 @@ def test_infinities_of_both_signs_make_nan(place) -> None:
     value = torch.ones(1, 1, 20, 4, device=place)
     value[..., 3, 0], value[..., 9, 0] = math.inf, -math.inf
     value[..., 5, 1] = -math.inf
-    out, _ = triton.forward(query, key, value, Call(causal(), 1.0))
+    out, _ = kernel.forward(query, key, value, Call(causal(), 1.0))
     column = [1.0] * 3 + [math.inf] * 6 + [math.nan] * 11
     assert torch.equal(out[0, 0, :, 0].isnan().cpu(), torch.tensor(column).isnan())
     assert torch.equal(out[0, 0, :9, 0].cpu(), torch.tensor(column[:9]))
@@ -263,7 +264,7 @@ def test_queries_and_gradients_that_are_not_finite_reach_only_keys_they_see(plac
 
     def results(given: Tensor, cotangent: Tensor) -> tuple[Tensor, ...]:
         leaves = [t.clone().requires_grad_() for t in (given, key, value)]
-        return torch.autograd.grad(kernel(*leaves, call)[0], leaves, cotangent)
+        return torch.autograd.grad(computed(*leaves, call)[0], leaves, cotangent)
 
     poisoned, clean = results(bad_query, bad_grad), results(query, grad)
     last = 6 + case.keys - case.queries  # the last key that row 6 sees
@@ -283,7 +284,7 @@ def test_layouts_and_repetitions_give_the_same_bits(dtype, place) -> None:
 
     def results(inputs: list[Tensor]) -> list[Tensor]:
         leaves = [t.detach().requires_grad_() for t in inputs]
-        out, _ = kernel(*leaves, call)
+        out, _ = computed(*leaves, call)
         return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
     expected = results([t.contiguous() for t in views])
@@ -297,8 +298,8 @@ def test_a_batch_gives_the_bits_of_its_entries(place) -> None:
     grad = torch.randn(2, 2, 33, 8, device=place)
 
     def results(inputs: list[Tensor], g: Tensor) -> list[Tensor]:
-        out, lse = triton.forward(*inputs, call)
-        found = triton.backward(g, None, *inputs, out, lse, call)
+        out, lse = kernel.forward(*inputs, call)
+        found = kernel.backward(g, None, *inputs, out, lse, call)
         return [out, lse, *(t for t in found if t is not None)]
 
     together = results(leaves, grad)
@@ -315,8 +316,8 @@ def test_empty_tensors(shape, place) -> None:
         for n in (queries, keys, keys)
     ]
     slopes = torch.rand(heads, device=place, requires_grad=True)
-    out, lse = triton.run(
-        triton.IMPLEMENTATION, *leaves, Call(None, 0.3, bias=alibi(slopes), return_lse=True)
+    out, lse = kernel.run(
+        kernel.IMPLEMENTATION, *leaves, Call(None, 0.3, bias=alibi(slopes), return_lse=True)
     )
     assert out.shape == (batch, heads, queries, 8)
     assert (out == 0).all()
@@ -335,10 +336,10 @@ def test_rows_whose_scores_are_all_minus_infinity_are_empty(place) -> None:
     bias[..., 1::2, 5:] = -math.inf
     leaves = [t.requires_grad_() for t in (query, key, value)]
     call = Call(None, 0.25, bias=Bias("dense", bias), return_lse=True)
-    out, lse = triton.run(triton.IMPLEMENTATION, *leaves, call)
+    out, lse = kernel.run(kernel.IMPLEMENTATION, *leaves, call)
     assert (out[:, :, ::2] == 0).all()
     assert (lse[:, :, ::2] == -math.inf).all()
-    few, _ = triton.forward(query[:, :, 1::2], key[:, :, :5], value[:, :, :5], Call(None, 0.25))
+    few, _ = kernel.forward(query[:, :, 1::2], key[:, :, :5], value[:, :, :5], Call(None, 0.25))
     assert torch.allclose(out[:, :, 1::2], few, rtol=1e-5, atol=1e-6)
     grads = torch.autograd.grad(out.square().sum(), leaves)
     assert all(torch.isfinite(grad).all() for grad in grads)
@@ -350,7 +351,7 @@ def test_more_intervals_than_any_mask_needs(place) -> None:
     mask = gappy(sizes, 6)
     query, key, value = (t.to(place) for t in draw(case_of(""), torch.float32))
     call = Call(RowIntervals(mask.bounds.to(place)), 0.25)
-    out, _ = triton.forward(query, key, value, call)
+    out, _ = kernel.forward(query, key, value, call)
     cpu = torch.device("cpu")
     sees = visible(visibility(mask, sizes, cpu), sizes, cpu)
     truth, _ = formula(*(t.double().cpu() for t in (query, key, value)), call, sees, None, None)
@@ -359,10 +360,10 @@ def test_more_intervals_than_any_mask_needs(place) -> None:
 
 
 def test_its_signature_is_that_of_every_kernel() -> None:
-    ours, theirs = (inspect.signature(m.segmented_attention) for m in (triton, reference))
+    ours, theirs = (inspect.signature(m.segmented_attention) for m in (kernel, reference))
     assert [(p.name, p.kind, p.default) for p in ours.parameters.values()] == [
         (p.name, p.kind, p.default) for p in theirs.parameters.values()
     ]
     tensors = draw(case_of(""), torch.float32)
     with pytest.raises(AssertionError, match="refuses segment_size"):
-        triton.segmented_attention(*tensors, segment_size=16)
+        kernel.segmented_attention(*tensors, segment_size=16)

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from accel.attention.hugging_face import masks
 from accel.attention.api import segmented_attention
+from accel.attention.hugging_face import masks
 from accel.attention.hugging_face.structured_mask import StructuredMask
 from accel_kernels.masks import Dense, Mask, Sizes, causal, documents, prefix, window
 

@@ -46,9 +46,9 @@ _cpu_amx_absent._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _triton() -> Callable[..., Any]:
-    from accel_kernels.segmented_attention import triton
+    from accel_kernels.segmented_attention.triton import kernel
 
-    return triton.segmented_attention
+    return kernel.segmented_attention
 
 
 def _npu_fusion() -> Callable[..., Any]:

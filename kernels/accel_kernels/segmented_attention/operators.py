@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from accel_kernels.masks import Both, Causal, Dense, Mask, RowIntervals, visibility
+from accel_kernels.masks import (
+    Both,
+    Causal,
+    Dense,
+    Mask,
+    RowIntervals,
+    Visibility,
+    visibility,
+    visible_pairs,
+)
 from accel_kernels.segmented_attention.call import BIAS_KINDS, Bias, Call, Dropout, sizes_of
 from accel_kernels.segmented_attention.differentiable import implementation
 from accel_kernels.segmented_attention.state import accumulation_dtype
@@ -209,20 +218,11 @@ def _autocast(kind: str, keys: torch._C.DispatchKeySet) -> Any:
 
 def _visible_pairs(query: Any, key: Any, intervals: Any, dense: Any, causal: bool) -> int:
     """How many scores are seen; of masks whose values cannot be read, all that they might show."""
-    batch, heads, queries, keys = sizes_of(query, key)
-    if causal:
-        width = min(queries, keys)
-        per_head = queries * keys if width == 0 else width * (width + 1) // 2
-        per_head += max(keys - queries, 0) * queries if width else 0
-        return int(batch * heads * per_head)
     unreadable = torch._subclasses.fake_tensor.FakeTensor
-    if isinstance(dense, Tensor) and not isinstance(dense, unreadable):
-        shown = dense.expand(batch, heads, queries, keys).sum()
-        return int(shown)
-    if isinstance(intervals, Tensor) and not isinstance(intervals, unreadable):
-        widths = (intervals[:, 1].long() - intervals[:, 0]).clamp(min=0).sum()
-        return int(widths) * heads * (batch // intervals.shape[2])
-    return int(batch * heads * queries * keys)
+    intervals, dense = (
+        None if isinstance(tensor, unreadable) else tensor for tensor in (intervals, dense)
+    )
+    return visible_pairs(Visibility(intervals, dense, causal), sizes_of(query, key))
 
 
 @register_flop_formula(torch.ops.accel_kernels.segmented_attention, get_raw=True)

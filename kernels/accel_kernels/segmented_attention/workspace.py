@@ -13,9 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from accel_kernels.masks import Sizes, Visibility, row_bounds, visible
+from accel_kernels.masks import Sizes, Visibility, row_bounds
 from accel_kernels.segmented_attention import cpu, flex, reference
 from accel_kernels.segmented_attention.call import Call
+from accel_kernels.segmented_attention.cpu import fused
 from accel_kernels.segmented_attention.cpu import runs as cpu_runs
 from accel_kernels.segmented_attention.cpu import tiles as cpu_tiles
 from accel_kernels.segmented_attention.npu_fusion import job as npu_job
@@ -27,8 +28,6 @@ from accel_kernels.segmented_attention.tiles import EMPTY, FULL, tile_kinds
 _MB = 1_000_000
 # Cells of a table of tile kinds that are in memory at once.
 _CELLS = 1 << 22
-# Query rows of a dense mask that are combined with intervals at once.
-_ROWS = 256
 
 
 class Asked(NamedTuple):
@@ -131,24 +130,6 @@ def touched(name: str, asked: Asked) -> tuple[Tiles, Tiles] | None:
 
 
 # --- tiles --------------------------------------------------------------------------------------
-
-
-def visible_pairs(seen: Visibility, sizes: Sizes) -> int:
-    """How many scores a mask lets see, over batch and heads."""
-    batch, heads, queries, keys = sizes
-    if seen.causal:
-        width = min(queries, keys)
-        return batch * heads * (width * (width + 1) // 2 + max(keys - queries, 0) * width)
-    if seen.dense is not None and seen.intervals is not None:
-        parts = [slice(at, at + _ROWS) for at in range(0, queries, _ROWS)]
-        found = (visible(seen, sizes, seen.dense.device, part) for part in parts)
-        return sum(int(part.sum()) * (batch * heads // math.prod(part.shape[:2])) for part in found)
-    if seen.dense is not None:
-        return int(seen.dense.sum()) * (math.prod(sizes) // max(seen.dense.numel(), 1))
-    if seen.intervals is not None:
-        widths = (seen.intervals[:, 1].long() - seen.intervals[:, 0]).clamp(min=0)
-        return int(widths.sum()) * heads * (batch // seen.intervals.shape[2])
-    return math.prod(sizes)
 
 
 def grid_tiles(seen: Visibility, sizes: Sizes, rows: int, keys: int) -> Tiles:
@@ -263,8 +244,8 @@ def _cpu_uses_formula(asked: Asked) -> bool:
 def _cpu_side(asked: Asked) -> int:
     """As `cpu_tiles` has it."""
     heads = asked.sizes.heads
-    fitting = [s for s in cpu_tiles._SIDES if heads * s * s <= cpu_tiles._SCORES]
-    side = fitting[0] if fitting else cpu_tiles._SIDES[-1]
+    fitting = [s for s in cpu_tiles.SIDES if heads * s * s <= cpu_tiles.SCORES]
+    side = fitting[0] if fitting else cpu_tiles.SIDES[-1]
     return min(side, asked.call.segment_size or side)
 
 
@@ -318,8 +299,8 @@ def _npu_fusion_tiles(asked: Asked) -> tuple[Tiles, Tiles]:
 def _npu_side(asked: Asked) -> int:
     """Of a tile with a mask, or a bias, of its own; as `npu_job` has it."""
     most = npu_limits.SIDE if asked.call.bias is None else npu_limits.BIAS_SIDE
-    fitting = math.isqrt(npu_job._TILE_ELEMENTS // (asked.sizes.batch * asked.sizes.heads))
-    side = max(npu_job._LEAST_SIDE, min(most, fitting))
+    fitting = math.isqrt(npu_job.TILE_ELEMENTS // (asked.sizes.batch * asked.sizes.heads))
+    side = max(npu_job.LEAST_SIDE, min(most, fitting))
     return min(side, asked.call.segment_size or side)
 
 
@@ -362,15 +343,18 @@ def _reference_bytes(asked: Asked) -> Workspace:
     scores *= sizes.heads * (1 if alone else sizes.batch)
     # The sum, its quotient, the zeros beside it and the choice between them; maxima and sums.
     totals = asked.rows * wide * (4 * asked.value_size + 6)
-    # Scores, scaled, chosen, exponentiated, and holes of the heap between them; a cap and its
-    # slope; distances in int64, the bias and its sum; random words in int64, what is kept, its
-    # factor and the product.
-    forward = totals + scores * _score_bytes(asked, 28, 12, 24, 32) + _bounds_bytes(asked)
+    # Scores, scaled, chosen, exponentiated; a cap and its slope; distances in int64, the bias and
+    # its sum; random words in int64, what is kept, its factor and the product.
+    # In glibc's heap, which takes what is smaller than 32 MiB, what comes and goes leaves holes.
+    holes = 28 if scores * wide < 1 << 25 else 0
+    forward = (
+        totals + scores * _score_bytes(asked, 28 + holes // 3, 12, 24, 24) + _bounds_bytes(asked)
+    )
     # Sums in a wider dtype beside the gradients in their own, the output times its gradient.
     sums = 0 if wide == asked.element else asked.gradients * wide
     products = asked.rows * wide * (3 * asked.value_size + 4)
     backward = sums + products + _bias_sum(asked) + _bounds_bytes(asked)
-    backward += scores * _score_bytes(asked, 64, 12, 24, 40)
+    backward += scores * _score_bytes(asked, 36 + holes, 12, 24, 16)
     return Workspace(forward + 4 * _MB, backward + 4 * _MB)
 
 
@@ -390,7 +374,7 @@ def _cpu_formula_bytes(asked: Asked) -> Workspace:
     scores = min(side, sizes.query_length) * min(side, sizes.key_length) * sizes.heads
     # As for the reference, mostly in place. Twice that, since glibc's heap has holes where tensors
     # of many sizes come and go.
-    forward = scores * _score_bytes(asked, 20, 12, 24, 40) + _bounds_bytes(asked)
+    forward = scores * _score_bytes(asked, 36, 12, 24, 40) + _bounds_bytes(asked)
     sums = 0 if asked.wide == asked.element else asked.gradients * asked.wide
     backward = sums + _bias_sum(asked) + _bounds_bytes(asked)
     backward += scores * _score_bytes(asked, 40, 8, 32, 40)
@@ -411,12 +395,8 @@ def _padded_inputs(asked: Asked) -> int:
 
 
 def _aten_forward(asked: Asked) -> int:
-    """One call of aten's kernel: buffers of its threads, and for 16 bits keys and values packed."""
-    packed = 0
-    if asked.element == 2:
-        width = asked.head_size + asked.value_size
-        packed = asked.sizes.batch * asked.sizes.heads * asked.sizes.key_length * width * 2
-    return packed + asked.rows + 4 * _MB
+    """One call of aten's kernel: buffers of its threads, and which log-sum-exps are 0."""
+    return asked.rows + 10 * _MB
 
 
 def _cpu_aten_bytes(asked: Asked) -> Workspace:
@@ -428,8 +408,10 @@ def _cpu_aten_bytes(asked: Asked) -> Workspace:
     if len(runs) > 1:
         # Most rows of one call, their output and its merged form; the sum of all, wide.
         most = max(_call_rows(run, asked, None)[0] for run in runs)
-        forward += most * (row + 3 * width * asked.wide + 8 * 8)
-        forward += asked.rows * (width * asked.wide + 8)
+        forward += most * row
+        if not fused.are_disjoint(runs):
+            forward += most * (3 * width * asked.wide + 8 * 8)
+            forward += asked.rows * (width * asked.wide + 8)
         forward += max(_mask_bytes(run, asked) for run in runs)
     return Workspace(forward + _bounds_bytes(asked), copies + _cpu_aten_backward(asked, row))
 
@@ -502,7 +484,7 @@ def _sdpa_bytes(asked: Asked) -> Workspace:
     forward = _aten_forward(asked) + added
     # FlashAttention's float32 sums of the query's gradient, whose head size it pads to 32 and
     # whose rows to 128; the row sums; keys' and values' gradients for each head of the query.
-    backward = rows * (_up(asked.head_size, 32) * wide + 8) + 28 * _MB
+    backward = rows * (_up(asked.head_size, 32) * wide + 8) + 16 * _MB
     if asked.key_heads != asked.sizes.heads:
         many = asked.sizes.batch * asked.sizes.heads * asked.sizes.key_length
         backward += many * (asked.head_size + asked.value_size) * asked.element

@@ -17,8 +17,8 @@ from accel_kernels.masks import Causal, Mask, visibility
 from accel_kernels.segmented_attention.call import Bias, Call, Dropout, sizes_of
 from accel_kernels.segmented_attention.cpu import fused
 from accel_kernels.segmented_attention.cpu import tiles as cpu_tiles
-from accel_kernels.segmented_attention.cpu.fused import Problem
 from accel_kernels.segmented_attention.cpu.few import BLOCK, aten, attend, is_few, is_lonely
+from accel_kernels.segmented_attention.cpu.fused import Problem
 from accel_kernels.segmented_attention.cpu.runs import Run, plan
 from accel_kernels.segmented_attention.differentiable import Gradients, Implementation, run
 

@@ -66,7 +66,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
             return out.to(query.dtype), lse
         return attend(query, key, value, scale, runs[0].kind == "diagonal")
     dtype = accumulation_dtype(query.dtype)
-    alone = _are_disjoint(runs)
+    alone = are_disjoint(runs)
     out = torch.zeros(query.shape, dtype=query.dtype if alone else dtype, device="cpu")
     # In float64 while states merge: with each merge in float32 its error would grow, and the
     # backward takes the exponential of it.
@@ -157,7 +157,7 @@ def _is_whole(run: Run, sizes: Sizes) -> bool:
     )
 
 
-def _are_disjoint(runs: tuple[Run, ...]) -> bool:
+def are_disjoint(runs: tuple[Run, ...]) -> bool:
     """Whether no query is in two runs."""
     reached: dict[int | None, int] = {}
     for run in sorted(runs, key=lambda run: (run.batch is not None, run.batch or 0, run.q0)):

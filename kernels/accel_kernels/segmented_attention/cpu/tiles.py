@@ -22,8 +22,8 @@ from accel_kernels.segmented_attention.state import accumulation_dtype
 from accel_kernels.segmented_attention.tiles import EMPTY, PARTIAL, Tile, tile_kinds
 
 # Scores of a tile over all heads: 4 MB in float32.
-_SCORES = 1 << 20
-_SIDES = (512, 256, 128)
+SCORES = 1 << 20
+SIDES = (512, 256, 128)
 
 
 def forward(query: Tensor, key: Tensor, value: Tensor, call: Call) -> tuple[Tensor, Tensor]:
@@ -149,8 +149,8 @@ class _Work:
         if seen.causal:
             seen = Visibility(row_bounds(seen, self.sizes, query.device), None)
         self.seen = seen
-        fitting = [side for side in _SIDES if self.sizes.heads * side * side <= _SCORES]
-        self.side = fitting[0] if fitting else _SIDES[-1]
+        fitting = [side for side in SIDES if self.sizes.heads * side * side <= SCORES]
+        self.side = fitting[0] if fitting else SIDES[-1]
         if call.segment_size is not None:
             self.side = min(self.side, call.segment_size)
 

@@ -23,7 +23,7 @@ from accel_kernels.segmented_attention.npu_fusion.pieces import Piece, cut, piec
 from accel_kernels.segmented_attention.state import accumulation_dtype
 
 # Elements of a tile's scores, or of its mask, over batch and heads; and the least side of a tile.
-_TILE_ELEMENTS, _LEAST_SIDE = 1 << 25, 128
+TILE_ELEMENTS, LEAST_SIDE = 1 << 25, 128
 _PLANS = 64
 _plans: dict[tuple[Any, ...], tuple[Piece, ...]] = {}
 
@@ -77,8 +77,8 @@ class Job:
 
     def _side(self, most: int) -> int:
         """Of a tile, so that what has an element for each of its scores stays small."""
-        fitting = math.isqrt(_TILE_ELEMENTS // (self.sizes.batch * self.sizes.heads))
-        side = max(_LEAST_SIDE, min(most, fitting))
+        fitting = math.isqrt(TILE_ELEMENTS // (self.sizes.batch * self.sizes.heads))
+        side = max(LEAST_SIDE, min(most, fitting))
         return side if self.call.segment_size is None else min(side, self.call.segment_size)
 
     def seen(self, piece: Piece) -> Tensor | None:
