@@ -149,8 +149,8 @@ ARROW = {
     "kernels.backend": {"torch", "kernels.spec", "kernels.shared", "kernels.op"},
 }  # fmt: skip
 SHARED_IN_AN_OP = {  # used by several backends, part of the mathematics
-    "arguments", "bias", "call", "differentiable", "dropout", "formula", "operators", "selection",
-    "state", "tiles", "workspace",
+    "arguments", "bias", "call", "differentiable", "dropout", "flops", "formula", "operators",
+    "selection", "state", "tiles", "workspace",
 }  # fmt: skip
 
 

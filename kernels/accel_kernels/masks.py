@@ -465,9 +465,10 @@ def documents(
     """Packed documents: query and key see one another only within the same document.
 
     Args:
-        cu_seqlens: `[N + 1]` ascending: document `n` holds the queries from `cu_seqlens[n]` up to,
-            not including, `cu_seqlens[n + 1]`. Rows in no document see nothing. Integers, or an
-            integer tensor, whose values are not checked where reading them would wait for a device.
+        cu_seqlens: `[N + 1]` ascending from 0: document `n` holds the queries from `cu_seqlens[n]`
+            up to, not including, `cu_seqlens[n + 1]`. Rows in no document see nothing. Integers,
+            or an integer tensor, whose values are not checked where reading them would wait for a
+            device.
         cu_seqlens_k: The same for keys, if it differs.
         within: A causal or window mask, applied inside each document by its own lengths.
             `documents(c, within=causal())` and `documents(c) & causal()` are one where queries and
@@ -506,6 +507,8 @@ def as_mask(mask: Any) -> Mask:
         return mask
     if isinstance(mask, Tensor):
         return Dense(mask)
+    if mask in (causal, window, documents, prefix, key_lengths):
+        raise TypeError(f"{mask.__name__} must be called: mask={mask.__name__}(...)")
     raise TypeError(
         f"a mask is one of causal, window, documents, prefix, key_lengths, a combination of them "
         f"or a bool tensor, not {type(mask).__name__}"
@@ -674,6 +677,11 @@ def _boundaries(what: str, numbers: Any) -> tuple[int, ...] | Tensor:
     found = _integers(what, numbers)
     if len(found) < 2:
         raise ValueError(f"{what} needs at least two boundaries, not {len(found)}")
+    if not isinstance(found, Tensor) and found[0] != 0:
+        raise ValueError(
+            f"{what} must begin with 0, not {found[0]}: it holds boundaries, the running sum of "
+            "the lengths with a 0 before it, and not the lengths themselves"
+        )
     if isinstance(found, Tensor) and found.device.type == "cpu":
         if torch.compiler.is_compiling():
             return found

@@ -73,8 +73,8 @@ def a_window(draw: random.Random, sizes: Sizes) -> Ruled:
 
 
 def boundaries(draw: random.Random, count: int, length: int) -> list[int]:
-    """`count + 1` boundaries, some of them equal, not always from 0 nor to the end."""
-    return sorted(draw.randint(0, length) for _ in range(count + 1))
+    """`count + 1` boundaries from 0 on, some of them equal, not always to the end."""
+    return [0, *sorted(draw.randint(0, length) for _ in range(count))]
 
 
 def some_documents(draw: random.Random, sizes: Sizes) -> Ruled:

@@ -146,7 +146,7 @@ def test_bits_do_not_depend_on_threads(name, heads, dtype) -> None:
     grad = torch.randn(1, heads[0], 300, 16).to(dtype)
     before, found = torch.get_num_threads(), []
     try:
-        for threads in (1, 2, 3):
+        for threads in (1, 2, 16, 64):
             torch.set_num_threads(threads)
             found.append(gradients(inputs, CALLS[name], grad))
     finally:
@@ -161,7 +161,7 @@ def test_bits_of_the_quick_way_do_not_depend_on_threads(heads, length) -> None:
     inputs = tensors(1, heads[0], length, 16, keys=length, key_heads=heads[1])
     before, found = torch.get_num_threads(), []
     try:
-        for threads in (1, 2, 3):
+        for threads in (1, 2, 16, 64):
             torch.set_num_threads(threads)
             leaves = [tensor.clone().requires_grad_() for tensor in inputs]
             out, _ = cpu.segmented_attention(*leaves, mask=causal(), scale=0.3)

@@ -74,6 +74,11 @@ def _translate(
             "segmented_attention with dropout_p cannot be exported to ONNX: export the model in "
             "evaluation mode, or with dropout_p=0.0"
         )
+    if query.dtype is not None and query.dtype.name == "DOUBLE":
+        raise BackendError(
+            "segmented_attention is exported to ONNX in float32 and narrower: a float64 model "
+            "would lose precision; export it with .float()"
+        )
     plain = softcap is None and bias is None and not return_lse and scale > 0.0
     if causal and plain and _is_self_attention(query, key, value):
         return _group_query_attention(query, key, value, scale)

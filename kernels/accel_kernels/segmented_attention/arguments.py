@@ -115,7 +115,10 @@ def bias_of(bias: Any) -> Bias | None:
             "query may see goes into mask="
         )
     if not 2 <= bias.dim() <= 4:
-        raise ValueError(f"a bias tensor is [T, S] to [B, H, T, S], not {tuple(bias.shape)}")
+        raise ValueError(
+            f"a bias tensor is [T, S] to [B, H, T, S], not {tuple(bias.shape)}; slopes go into "
+            "alibi(...), a table of distances into relative_bias(...)"
+        )
     return Bias("dense", bias.view((1,) * (4 - bias.dim()) + tuple(bias.shape)))
 
 
@@ -163,7 +166,16 @@ def under_autocast(kind: str) -> bool:
     """Whether autocast is on for a device type; in a fraction of a microsecond where it is off."""
     if not torch.compiler.is_compiling() and not torch._C._is_any_autocast_enabled():
         return False
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return _has_autocast(kind) and torch.is_autocast_enabled(kind)
+
+
+def _has_autocast(kind: str) -> bool:
+    return torch.amp.is_autocast_available(kind)
+
+
+# What `torch.compiler.assume_constant_result` sets, without importing the compiler: torch 2.11 does
+# not trace the question.
+_has_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _check_types(

@@ -93,6 +93,10 @@ def run(
         # One operator, which traces, exports, counts FLOPs and computes nothing on fakes.
         from accel_kernels.segmented_attention.operators import call_operator
 
+        if not torch.compiler.is_compiling():
+            from accel_kernels.segmented_attention.flops import register_flops
+
+            register_flops()
         out, lse = call_operator(kernel.name, query, key, value, call)
     elif _tracked(query, key, value, call) or torch._C._are_functorch_transforms_active():
         bias = None if call.bias is None else call.bias.tensor

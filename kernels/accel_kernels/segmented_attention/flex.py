@@ -15,6 +15,7 @@ import contextlib
 import functools
 import inspect
 import math
+import types
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -168,9 +169,17 @@ def _compiled(kind: tuple[Any, ...]) -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
     known = inspect.signature(torch.compile).parameters
-    apart = {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
-    compiled = cast(Any, torch.compile)(flex_attention, fullgraph=True, **apart)
-    return cast("Callable[..., Any]", compiled)
+    if "isolate_recompiles" in known:
+        compiled = cast(Any, torch.compile)(flex_attention, fullgraph=True, isolate_recompiles=True)
+        return cast("Callable[..., Any]", compiled)
+    # Before torch 2.13 the limit is per code object: each kind gets one of its own.
+    code = flex_attention.__code__.replace()
+    own = types.FunctionType(
+        code, flex_attention.__globals__, flex_attention.__name__, flex_attention.__defaults__,
+        flex_attention.__closure__,
+    )  # fmt: skip
+    own.__kwdefaults__ = flex_attention.__kwdefaults__
+    return torch.compile(own, fullgraph=True)
 
 
 def score_function(

@@ -1,17 +1,17 @@
 """`torch.ops.accel_kernels.segmented_attention`: one operator for traced and exported programs.
 
-It has fake, autograd, autocast and vmap rules and a FLOP count, and computes by the kernel that its
-last argument names. A mask arrives as what every mask becomes: row intervals, a dense tensor, or
-the word causal.
+It has fake, autograd, autocast and vmap rules and a FLOP count (`flops`), and computes by the
+kernel that its last argument names. A mask arrives as what every mask becomes: row intervals, a
+dense tensor, or the word causal.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from accel_kernels.masks import (
     Both,
@@ -19,12 +19,11 @@ from accel_kernels.masks import (
     Dense,
     Mask,
     RowIntervals,
-    Visibility,
     visibility,
-    visible_pairs,
 )
 from accel_kernels.segmented_attention.call import BIAS_KINDS, Bias, Call, Dropout, sizes_of
 from accel_kernels.segmented_attention.differentiable import implementation
+from accel_kernels.segmented_attention.flops import register_flops
 from accel_kernels.segmented_attention.state import accumulation_dtype
 
 # What follows query, key and value in both operators.
@@ -216,34 +215,6 @@ def _autocast(kind: str, keys: torch._C.DispatchKeySet) -> Any:
     return cast
 
 
-def _visible_pairs(query: Any, key: Any, intervals: Any, dense: Any, causal: bool) -> int:
-    """How many scores are seen; of masks whose values cannot be read, all that they might show."""
-    unreadable = torch._subclasses.fake_tensor.FakeTensor
-    intervals, dense = (
-        None if isinstance(tensor, unreadable) else tensor for tensor in (intervals, dense)
-    )
-    return visible_pairs(Visibility(intervals, dense, causal), sizes_of(query, key))
-
-
-@register_flop_formula(torch.ops.accel_kernels.segmented_attention, get_raw=True)
-def _flops(
-    query: Any, key: Any, value: Any, intervals: Any, dense: Any, causal: bool, *rest: Any, **_: Any
-) -> int:
-    """Two products of the visible scores, two operations a multiplication."""
-    pairs = _visible_pairs(query, key, intervals, dense, causal)
-    return int(2 * pairs * (query.shape[3] + value.shape[3]))
-
-
-@register_flop_formula(torch.ops.accel_kernels.segmented_attention_backward, get_raw=True)
-def _flops_backward(
-    grad_out: Any, grad_lse: Any, query: Any, key: Any, value: Any, out: Any, lse: Any,
-    intervals: Any, dense: Any, causal: bool, *rest: Any, **_: Any,
-) -> int:  # fmt: skip
-    """Five products: the scores again, and two each for the values' and the scores' gradients."""
-    pairs = _visible_pairs(query, key, intervals, dense, causal)
-    return int(2 * pairs * (3 * query.shape[3] + 2 * value.shape[3]))
-
-
 def _register() -> None:
     _library.impl("segmented_attention", _compute, "CompositeExplicitAutograd")
     _library.impl("segmented_attention_backward", _compute_backward, "CompositeExplicitAutograd")
@@ -270,3 +241,5 @@ def _register() -> None:
 
 
 _register()
+if "torch.utils.flop_counter" in sys.modules:
+    register_flops()

@@ -137,7 +137,7 @@ def _differentiate(
         grad_k, grad_v = (grad.sum(1, keepdim=True, dtype=dtype) for grad in (grad_k, grad_v))
         return grad_q, grad_k.to(query.dtype), grad_v.to(query.dtype)
     inputs = (grad_out, query, key, value, out, lse)
-    if is_lonely(query.shape[0] * key.shape[1], query.dtype):
+    if is_lonely(query.shape[0] * key.shape[1]):
         twice = [tensor.expand(2, *tensor.shape[1:]) for tensor in inputs]
         found = _backward(*twice, 0.0, diagonal, attn_mask=added, scale=scale)
         return found[0][:1], found[1][:1], found[2][:1]
