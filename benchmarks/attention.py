@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+import timeit
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,7 @@ from attention_cases import Case, Form, cases, forms
 from torch import Tensor
 
 import accel
+from accel.attention import choice
 
 LEAST_ROUNDS, MOST_ROUNDS = 5, 200
 MEMORY_LENGTHS = (8192, 16384, 32768, 65536)
@@ -94,6 +96,62 @@ def rows_of(case: Case, found: dict[str, list[list[float]]]) -> list[dict[str, A
     return rows
 
 
+def dispatch_cost(calls: int = 2000) -> dict[str, float]:
+    """Microseconds of a call beyond its kernel, at one token: the least of some repeats."""
+    where = accel.current_device().torch_device
+    query = torch.randn(1, 1, 1, 64, device=where)
+    spec = next(s for s in accel.backends("segmented_attention") if s.name == "reference")
+
+    def nothing(query: Tensor, *_: Tensor, **__: Any) -> tuple[Tensor, None]:
+        return query, None
+
+    def each(function: Callable[[], Any]) -> float:
+        return min(timeit.repeat(function, number=calls, repeat=7)) / calls * 1e6
+
+    choice._remembered.clear()
+    chosen = choice.Chosen(nothing, None, None)
+    accel.segmented_attention(query, query, query, backend=spec.name)
+    (place,) = choice._remembered
+    choice._remembered[place] = chosen
+    whole = each(lambda: accel.segmented_attention(query, query, query, backend=spec.name))
+    bare = each(lambda: nothing(query, query, query, mask=None, scale=None))
+    choice._remembered.clear()
+    return {"call_us": whole, "kernel_us": bare, "dispatch_us": whole - bare}
+
+
+TARGETS = (
+    # What is asked, of which cases and form, by which figure, at least how many times SDPA.
+    ("from 512 tokens on, float32", r"^(512|\d{4}) .*float32, (full|causal)$", "accel",
+     ("forward", "backward"), 0.9),
+    ("from 512 tokens on, bfloat16", r"^(512|\d{4}) .*bfloat16, (full|causal)$", "accel",
+     ("forward", "backward"), 0.9),
+    ("one head, backward", r"^4096 keys, 1 heads .*float32", "accel", ("backward",), 1.35),
+    ("window of 512 at 8k, float32", r"float32, window of 512$", "accel cpu", ("both",), 4.5),
+    ("16 documents, float32", r"float32, documents of 512$", "accel cpu", ("forward",), 15.0),
+    ("8:1 grouped decode", r"8:1 heads", "accel", ("forward",), 3.0),
+    ("bfloat16 at 8k, compiled", r"^8192 .*4 heads of 64, bfloat16, (full|causal)$",
+     "accel cpu_amx", ("both",), 1.8),
+)  # fmt: skip
+
+
+def targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the CPU is asked for, and the worst that was measured of it."""
+    found = []
+    for asked, pattern, form, parts, least in TARGETS:
+        measured = [
+            (row[f"{part}_sdpa_over_this"], f"{row['case']}: {part}")
+            for row in rows
+            for part in parts
+            if row["form"] == form and re.search(pattern, row["case"])
+        ]
+        if measured:
+            worst, where = min(measured)
+            found.append(
+                {"asked": asked, "form": form, "least": least, "worst": worst, "of": where}
+            )
+    return found
+
+
 def matmul_rate(dtype: torch.dtype, size: int = 2048) -> float:
     """GFLOP/s of a square product, the best of some."""
     device = accel.current_device()
@@ -154,7 +212,13 @@ def main() -> None:
         if not options.only
     ]
     machine = re.sub(r"\W+", "-", accel.current_device().name).strip("-").lower()
-    result = {"rows": rows, "matmul_gflops": rates, "memory": peaks}
+    result = {
+        "rows": rows,
+        "targets": targets(rows) if accel.current_device().family == "cpu" else [],
+        "dispatch": dispatch_cost(),
+        "matmul_gflops": rates,
+        "memory": peaks,
+    }
     path = environment.write(f"attention_{machine}", result)
     page = path.with_suffix(".html")
     accel.report.write_atomically(page, attention_page.page(json.loads(path.read_text())))

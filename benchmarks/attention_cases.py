@@ -86,7 +86,9 @@ def forms(case: Case, device: torch.device) -> dict[str, Form]:
     given = [tensor.requires_grad_() for tensor in case.tensors(device)]
     for spec in accel.backends("segmented_attention"):
         answer = accel.explain("segmented_attention", *given, mask=mask, backend=spec.name)
-        if answer.chosen and spec.name not in ("reference", "sdpa"):
+        # torch's own operator is a peer already, on a CPU.
+        left_out = ("reference", "sdpa") if device.type == "cpu" else ("reference",)
+        if answer.chosen and spec.name not in left_out:
             found[f"accel {spec.name}"] = lambda q, k, v, name=spec.name: accel.segmented_attention(
                 q, k, v, mask=mask, backend=name
             )
@@ -127,6 +129,8 @@ def _others(case: Case, mask: Mask | None, device: torch.device) -> dict[str, Fo
         found |= _flex(case, mask, device)
     if device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None:
         found |= _flash(case)
+    if device.type == "cuda" and importlib.util.find_spec("xformers") is not None:
+        found |= _xformers(case)
     return found
 
 
@@ -134,7 +138,8 @@ def _flex(case: Case, mask: Mask | None, device: torch.device) -> dict[str, Form
     """Compiled FlexAttention, its block mask made beforehand; its backward does not run on CPUs."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    compiled: Any = torch.compile(flex_attention)
+    torch._dynamo.reset()  # each case anew: recompiled too often, it would run unfused in silence
+    compiled: Any = torch.compile(flex_attention, fullgraph=True)
     rules = {
         "full": None,
         "causal": lambda b, h, q, k: q >= k,
@@ -163,6 +168,22 @@ def _flash(case: Case) -> dict[str, Form]:
         return out.transpose(1, 2)
 
     return {"flash_attn": flash}
+
+
+def _xformers(case: Case) -> dict[str, Form]:
+    """Memory-efficient attention of xformers, for heads of one kind and masks without packing."""
+    from xformers import ops
+
+    if case.mask not in ("full", "causal") or case.key_heads is not None:
+        return {}
+    bias = ops.LowerTriangularMask() if case.mask == "causal" else None
+
+    def efficient(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        laid = (tensor.transpose(1, 2) for tensor in (q, k, v))
+        out: Tensor = ops.memory_efficient_attention(*laid, attn_bias=bias)
+        return out.transpose(1, 2)
+
+    return {"xformers": efficient}
 
 
 BOTH = (torch.float32, torch.bfloat16)

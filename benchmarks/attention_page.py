@@ -31,10 +31,34 @@ def page(result: dict[str, Any]) -> str:
         "Attention: time and memory",
         [
             html.section("What was measured", html.definitions(facts)),
+            html.section("What was asked", _targets(result)),
             html.section("Speed relative to SDPA", _speeds(rows, result["matmul_gflops"])),
             html.section("Time over length", *_plots(rows)),
             html.section("Peak memory over inputs and gradients", _memory(result["memory"])),
         ],
+    )
+
+
+def _targets(result: dict[str, Any]) -> Markup:
+    """The worst case of each demand; times as fast as SDPA."""
+    cost = result["dispatch"]["dispatch_us"]
+    rows = [
+        [
+            one["asked"],
+            one["form"],
+            one["least"],
+            one["worst"],
+            one["of"],
+            one["worst"] >= one["least"],
+        ]
+        for one in result["targets"]
+    ]
+    rows.append(["dispatch, microseconds at most", "accel", 10.0, cost, "one token", cost <= 10.0])
+    return html.table(
+        ["asked", "form", "x SDPA at least", "worst", "of", "met"],
+        [[*row[:-1], "yes" if row[-1] else "no"] for row in rows],
+        bad=lambda row: row[-1] == "no",
+        caption="Demands and the worst that was measured",
     )
 
 

@@ -156,6 +156,9 @@ def test_numbers_that_do_not_fit(options, message) -> None:
         ({"bias": relative_bias(torch.ones(2, 3))}, ValueError, "a table for 1 or 4 heads"),
         ({"dropout_seed": 1.5}, TypeError, "dropout_seed must be an integer"),
         ({"dropout_seed": torch.ones(2).long()}, TypeError, "without dimensions"),
+        ({"dropout_seed": 1 << 63}, ValueError, "a signed number of 64 bits"),
+        ({"mask": causal}, TypeError, r"mask=causal\(...\)"),
+        ({"bias": torch.ones(4)}, ValueError, r"slopes go into alibi"),
     ],
     ids=str,
 )

@@ -62,7 +62,8 @@ def kernel_of_call(
         )  # fmt: skip
     found = _remembered.get(place) if place is not None else None
     if found is not None:
-        return found
+        # Not the mask of the call that was remembered: its owner may have changed it since.
+        return found._replace(mask=mask_of(mask, is_causal))
     asked = request(
         query,
         key,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, overload
 
 import torch
@@ -21,7 +22,7 @@ from accel.attention.kv_cache import (
 from accel.attention.partial import attend
 from accel.attention.state import AttentionState, empty_state, merge
 from accel_kernels.masks import Mask, RowIntervals, Rows, causal, key_lengths
-from accel_kernels.segmented_attention.call import Bias, alibi
+from accel_kernels.segmented_attention.call import Bias, Call, alibi
 
 DEFAULT_SEGMENT_SIZE = 8192
 # Keys of all sequences together that are copied from pages at a time.
@@ -96,7 +97,8 @@ def segmented_attention_decode(
     Names are those of `flash_attn_with_kvcache` where there is such an argument. The cache in one
     piece is laid out as everywhere here, a paged one as FlashAttention and vLLM lay it out. The
     keys of pages are copied together one segment at a time, and the segments' states merged, so
-    that a long cache is never in memory twice. Inference only.
+    that a long cache is never in memory twice; `npu_fusion` reads pages in place, of sizes that its
+    operator takes. Inference only.
 
     Args:
         query: `[B, H, T, D]`: with `n` keys in a sequence, query `i` stands at key `i + n - T`; the
@@ -148,7 +150,7 @@ def segmented_attention_decode(
     options: dict[str, Any] = {"scale": scale, "softcap": softcap, "backend": backend}
     with torch.no_grad():
         if new is not None:
-            _check_options(query, cache, bias, options)
+            _kernel(query, cache, bias, options)  # finds what is wrong before anything is written
             append(cache, lengths, *new)
             lengths = [n + new[0].shape[2] for n in lengths]
         state = _state(query, cache, lengths, within, bias, segment_size, options)
@@ -176,6 +178,9 @@ def _state(
             )
         return AttentionState(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
     if cache.table is not None:
+        found = _in_place(query, cache, lengths, within, bias, options)
+        if found is not None:
+            return found
         size = DEFAULT_SEGMENT_SIZE if segment_size is None else segment_size
         return _attend_pages(query, cache, lengths, within, bias, size, options)
     longest = max(lengths, default=0)
@@ -192,6 +197,26 @@ def _state(
         segment_size=segment_size,
         **options,
     )
+
+
+def _in_place(
+    query: Tensor,
+    cache: Cache,
+    lengths: list[int],
+    within: Mask | None,
+    bias: Bias | None,
+    options: dict[str, Any],
+) -> AttentionState | None:
+    """By the chosen kernel, if it reads pages where they lie, and takes this call."""
+    if not any(lengths):
+        return None
+    read = getattr(_kernel(query, cache, bias, options), "from_pages", None)
+    if read is None:
+        return None
+    scale = 1 / math.sqrt(query.shape[3]) if options["scale"] is None else options["scale"]
+    call = Call(within, scale, options["softcap"], bias)
+    found = read(query, cache.key, cache.value, cache.table, lengths, call)
+    return None if found is None else AttentionState(*found)
 
 
 def _attend_pages(
@@ -318,17 +343,18 @@ def _slopes(slopes: Tensor, query: Tensor) -> Bias:
     return bias
 
 
-def _check_options(query: Tensor, cache: Cache, bias: Bias | None, options: dict[str, Any]) -> None:
-    """Find what is wrong with them before anything is written."""
+def _kernel(query: Tensor, cache: Cache, bias: Bias | None, options: dict[str, Any]) -> Any:
+    """The kernel that serves these options."""
     key, value = cache.key, cache.value
     if cache.table is not None:
         key, value = (
             whole[:1].transpose(1, 2).expand(query.shape[0], -1, -1, -1) for whole in cache[:2]
         )
-    kernel_of_call(
+    chosen = kernel_of_call(
         query, key, value, None, False, options["scale"], 0.0, None, options["softcap"], bias,
         None, True, options["backend"],
     )  # fmt: skip
+    return chosen.kernel
 
 
 def _only_bias(bias: Bias, rows: slice | Tensor) -> Bias:

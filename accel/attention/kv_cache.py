@@ -113,6 +113,15 @@ def check_reach(cache: Cache, lengths: list[int], added: int = 0) -> None:
             raise ValueError(
                 f"sequence {index} has {length}{more} keys, but the cache holds {cache.capacity}"
             )
+    for name, whole in (("key_cache", cache.key), ("value_cache", cache.value)):
+        shared = any(
+            n > 1 and step == 0 for n, step in zip(whole.shape, whole.stride(), strict=True)
+        )
+        if added and shared:
+            raise ValueError(
+                f"{name} is expanded, so that sequences share what this call would write to; "
+                "give it memory of its own with .contiguous()"
+            )
     if cache.table is None:
         return
     size, pages = cache.key.shape[1], cache.key.shape[0]

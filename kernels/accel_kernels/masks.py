@@ -81,6 +81,11 @@ class Mask:
         """What the mask is, hashable; None if it holds a tensor, whose values may change."""
         raise NotImplementedError
 
+    def tensors(self) -> list[Tensor]:
+        """Those it holds, whose values may change."""
+        names: tuple[str, ...] = type(self).__slots__
+        return [item for item in (getattr(self, name) for name in names) if torch.is_tensor(item)]
+
     def kinds(self) -> frozenset[str]:
         """The names of the masks it is made of."""
         return frozenset({type(self).__name__.lower()})
@@ -350,6 +355,10 @@ class Both(Mask):
 
     __slots__ = ("left", "right")
 
+    def tensors(self) -> list[Tensor]:
+        """See `Mask.tensors`."""
+        return self.left.tensors() + self.right.tensors()
+
     def __init__(self, left: Mask, right: Mask) -> None:
         self.left, self.right = left, right
 
@@ -391,6 +400,10 @@ class Either(Mask):
     """What at least one of two masks allows."""
 
     __slots__ = ("left", "right")
+
+    def tensors(self) -> list[Tensor]:
+        """See `Mask.tensors`."""
+        return self.left.tensors() + self.right.tensors()
 
     def __init__(self, left: Mask, right: Mask) -> None:
         self.left, self.right = left, right

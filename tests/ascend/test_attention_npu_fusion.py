@@ -9,11 +9,13 @@ import math
 import pytest
 import torch
 
+import accel
 from accel.testing import assert_backward_stable
 from accel.testing.cases import attention_formula
 from accel_kernels import masks
 from accel_kernels.masks import Sizes, as_mask, causal, documents, key_lengths, prefix, window
 from accel_kernels.segmented_attention.call import Bias, alibi, relative_bias
+from accel_kernels.segmented_attention.npu_fusion import infer as npu_infer
 from accel_kernels.segmented_attention.npu_fusion import operators as npu_operators
 from accel_kernels.segmented_attention.npu_fusion import segmented_attention
 from accel_kernels.segmented_attention.npu_fusion.infer import npu_decode
@@ -210,3 +212,79 @@ def test_decoding_from_pages() -> None:
             query, *given, lengths=[130, 256], block_table=table, heads_first=heads_first
         )
         assert all(torch.equal(a, b) for a, b in zip(plain, paged, strict=True))
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The key caches that the operator for inference was given."""
+    found, operator = [], npu_infer.operator
+
+    def counted(name):
+        assert name == "npu_fused_infer_attention_score"
+
+        def run(*tensors, **arguments):
+            found.append(tensors[1])
+            return operator(name)(*tensors, **arguments)
+
+        return run
+
+    monkeypatch.setattr(npu_infer, "operator", counted)
+    return found
+
+
+DECODING = {
+    "one query": (1, None),
+    "several": (5, None),
+    "causal": (5, causal()),
+    "more queries than keys": (16, causal()),
+    "lengths": (1, key_lengths([3, 0])),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", DECODING)
+def test_attention_without_gradients_takes_the_operator_for_inference(name, dtype, decoded) -> None:
+    rows, mask = DECODING[name]
+    given = tensors(rows, 12, dtype)
+    check(mask, given, gradients=False)
+    assert len(decoded) == 1
+    found = accel.segmented_attention(*given, mask=mask, backend="npu_fusion")
+    assert len(decoded) == 2
+    assert torch.equal(found, segmented_attention(*given, mask=mask)[0])
+
+
+def test_training_and_what_it_cannot_do_do_not_take_it(decoded) -> None:
+    check(causal(), tensors(5, 12, torch.float16))  # with gradients
+    given = tensors(1, 12, torch.float16)
+    leaf = given[0].clone().requires_grad_()
+    accel.segmented_attention(leaf, *given[1:], backend="npu_fusion").sum().backward()
+    assert leaf.grad is not None
+    accel.segmented_attention(*given, mask=window(3, 0), backend="npu_fusion")
+    accel.segmented_attention(*tensors(17, 12, torch.float16), backend="npu_fusion")
+    accel.segmented_attention(*tensors(1, 12), backend="npu_fusion")
+    assert decoded == []
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("counts", [[20, 20], [2, 20]], ids=str)
+def test_decoding_from_a_cache_by_the_public_call(rows, counts, decoded) -> None:
+    query, *caches = tensors(rows, 40, torch.float16)
+    seen = torch.stack(
+        [torch.ones(rows, 40).tril(n - rows).bool() & (torch.arange(40) < n) for n in counts]
+    ).unsqueeze(1)
+
+    def run(*given):
+        return accel.segmented_attention_decode(*given, cache_seqlens=counts, backend="npu_fusion")
+
+    assert_backward_stable(
+        run, query, *caches, gradients=False, reference=lambda *t: attention_formula(*t, seen=seen)
+    )
+    assert len(decoded) == 1
+    run(query, *caches)
+    assert decoded[1].data_ptr() == caches[0].data_ptr()
+    # Memory behind the keys may hold anything.
+    clean = run(query, *caches)
+    for cache in caches:
+        cache[:, :, 20:] = math.nan
+    assert torch.equal(run(query, *caches), clean)
+    assert len(decoded) == 4

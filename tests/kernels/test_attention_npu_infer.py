@@ -4,12 +4,26 @@ import math
 
 import pytest
 import torch
+from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
 
 from accel.testing import assert_backward_stable
 from accel.testing.cases import attention_formula
+from accel_kernels.masks import (
+    RowIntervals,
+    Sizes,
+    as_mask,
+    causal,
+    key_lengths,
+    prefix,
+    window,
+)
+from accel_kernels.segmented_attention import npu_fusion
+from accel_kernels.segmented_attention.call import Call, Dropout, alibi
+from accel_kernels.segmented_attention.npu_fusion import infer as npu_infer
 from accel_kernels.segmented_attention.npu_fusion.infer import npu_decode
 from accel_kernels.vendor.npu import REFERENCES
-from tests.kernels.npu_chip import Chip
+from tests.kernels.npu_chip import Chip, visible
 
 NAME = "npu_fused_infer_attention_score"
 
@@ -200,3 +214,172 @@ def test_empty_tensors(shape, chip) -> None:
     out, lse = npu_decode(query, cache, cache)
     assert (out.shape, lse.shape) == (query.shape, query.shape[:3])
     assert chip.calls == []
+
+
+# --- what attention's own call gives to it ------------------------------------------------------
+
+
+def ragged(counts, rows):
+    """Row intervals of the last queries of entries of so many keys."""
+    ends = torch.tensor(counts).unsqueeze(1) + torch.arange(1 - rows, 1)
+    return RowIntervals(torch.stack([ends * 0, ends.clamp(min=0)]).unsqueeze(0).int())
+
+
+TAKEN = {
+    "one query": (1, None, None),
+    "one causal query": (1, causal(), None),
+    "16 queries": (16, None, None),
+    "causal": (3, causal(), None),
+    "more queries than keys": (16, causal(), None),
+    "lengths": (1, key_lengths([0, 9]), None),
+    "lengths of several queries": (3, key_lengths([5, 9]), None),
+    "an entry without keys": (3, key_lengths([0, 9]), None),
+    "causal from the top left": (3, causal("top_left"), None),
+    "lengths, causal": (3, ragged([2, 9], 3), None),
+    "one query in segments": (1, None, 4),
+    "one query of lengths in segments": (1, key_lengths([2, 9]), 4),
+}
+
+
+def cache_tensors(rows, dtype, keys=9, size=16):
+    query = torch.randn(2, 4, rows, size).to(dtype)
+    return [query, *(torch.randn(2, 2, keys, size).to(dtype) for _ in range(2))]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", TAKEN)
+def test_attention_without_gradients_takes_it(name, dtype, chip) -> None:
+    rows, mask, segment = TAKEN[name]
+    allowed = None if mask is None else visible(mask, Sizes(2, 4, rows, 9))
+    some = torch.ones(2, 4, rows, dtype=torch.bool)
+    if allowed is not None:
+        some = allowed.any(-1).expand(2, 4, rows)
+
+    def run(*tensors):
+        out, lse = npu_fusion.segmented_attention(
+            *tensors, mask=mask, segment_size=segment, return_lse=True
+        )
+        assert torch.equal(lse == -math.inf, ~some)
+        return out, torch.where(some, lse, 0.0)
+
+    def formula(query, key, value):
+        scores = query @ key.repeat_interleave(2, 1).mT / 4
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed & some.unsqueeze(-1), -math.inf)
+        out = attention_formula(query, key, value, seen=allowed)
+        return out, torch.where(some, scores.logsumexp(-1), 0.0)
+
+    tensors = cache_tensors(rows, dtype)
+    assert_backward_stable(run, *tensors, reference=formula, gradients=False)
+    assert {called for called, _, _ in chip.calls} == {NAME}
+    calls = len(chip.calls)
+    assert npu_fusion.segmented_attention(*tensors, mask=mask, segment_size=segment)[1] is None
+    assert len(chip.calls) - calls == (1 if segment is None else 3)
+
+
+NOT_TAKEN = {
+    "float32": {"dtype": torch.float32},
+    "17 queries": {"rows": 17},
+    "a window": {"mask": window(2, 0)},
+    "a union": {"mask": causal() | prefix(7)},
+    "causal and shorter": {"rows": 3, "mask": causal() & key_lengths([8, 9])},
+    "a tensor": {"mask": as_mask(torch.ones(1, 9, dtype=torch.bool))},
+    "a bias": {"bias": alibi(torch.rand(4))},
+    "a head of 24 for several queries": {"rows": 2, "size": 24},
+    "an odd head of more than 128": {"size": 136},
+    "a head of more than 512": {"size": 528},
+    "several queries in segments": {"rows": 2, "segment_size": 4},
+}
+
+
+@pytest.mark.parametrize("name", NOT_TAKEN)
+def test_attention_does_not_give_it_what_it_does_not_take(name, chip) -> None:
+    options = dict(NOT_TAKEN[name])
+    given = {name: options.pop(name) for name in ("rows", "dtype", "size") if name in options}
+    query, key, value = cache_tensors(**{"rows": 1, "dtype": torch.float16} | given)
+    npu_fusion.segmented_attention(query, key, value, **options)
+    assert chip.calls
+    assert NAME not in {called for called, _, _ in chip.calls}
+
+
+def test_values_of_another_size_and_empty_tensors_are_not_given_to_it(chip) -> None:
+    query, key, value = cache_tensors(1, torch.float16)
+    npu_fusion.segmented_attention(query, key, value[..., :8])
+    npu_fusion.segmented_attention(query, key[:, :, :0], value[:, :, :0])
+    assert NAME not in {called for called, _, _ in chip.calls}
+    for option in ({"softcap": 3.0}, {"dropout": Dropout(0.5, 1)}):
+        with pytest.raises(NotImplementedError, match=next(iter(option))):
+            npu_fusion.segmented_attention(query, key, value, **option)
+
+
+@pytest.mark.parametrize("leaf", range(3))
+def test_a_gradient_is_not_lost_to_it(leaf, chip) -> None:
+    tensors = cache_tensors(1, torch.float16)
+    tensors[leaf].requires_grad_()
+    npu_fusion.segmented_attention(*tensors)[0].sum().backward()
+    assert tensors[leaf].grad is not None
+    assert NAME not in {called for called, _, _ in chip.calls}
+    with torch.no_grad():
+        npu_fusion.segmented_attention(*tensors)
+    assert chip.calls[-1][0] == NAME
+
+
+def test_modes_transforms_and_forward_derivatives_do_not_meet_it(chip) -> None:
+    tensors = cache_tensors(1, torch.float16)
+    with torch.no_grad(), FlopCounterMode(display=False):
+        npu_fusion.segmented_attention(*tensors)
+    torch.func.vmap(lambda *t: npu_fusion.segmented_attention(*t)[0])(*(t[None] for t in tensors))
+    call = Call(None, 0.25)
+    with forward_ad.dual_level():
+        assert npu_infer.inference(*tensors, call) is None
+    assert NAME not in {called for called, _, _ in chip.calls}
+    assert npu_infer.inference(*tensors, call) is not None
+
+
+@pytest.mark.parametrize("mask", [causal(), key_lengths([8, 8]), ragged([8, 8], 3)], ids=str)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("which", [1, 2])
+def test_what_is_not_finite_and_hidden_does_not_reach_it(mask, bad, which, chip) -> None:
+    tensors = cache_tensors(3, torch.float16)
+    clean = npu_fusion.segmented_attention(*tensors, mask=mask)[0]
+    assert {called for called, _, _ in chip.calls} == {NAME}
+    chip.calls.clear()
+    tensors[which][:, :, 8] = bad
+    found = npu_fusion.segmented_attention(*tensors, mask=mask)[0]
+    assert NAME not in {called for called, _, _ in chip.calls}
+    rows = visible(mask, Sizes(2, 4, 3, 9))[0, 0, :, 8].logical_not()
+    torch.testing.assert_close(found[:, :, rows], clean[:, :, rows])
+
+
+def test_the_first_keys_of_a_cache_are_read_in_place(chip) -> None:
+    query = torch.randn(2, 4, 1, 16).half()
+    cache = [torch.full((3, 2, 40, 16), math.nan).half() for _ in range(2)]
+    for whole in cache:
+        whole[1:, :, :9] = torch.randn(2, 2, 9, 16)
+    keys, values = (whole[1:, :, :9] for whole in cache)
+    found = npu_fusion.segmented_attention(query, keys, values)[0]
+    ((_, given, arguments),) = chip.calls
+    assert [t.data_ptr() for t in given[1:]] == [t.data_ptr() for t in (keys, values)]
+    assert given[1].shape[2] == 40
+    assert arguments["actual_seq_lengths_kv"] == [9, 9]
+    whole = npu_fusion.segmented_attention(query, keys.contiguous(), values.contiguous())[0]
+    assert torch.equal(found, whole)
+
+
+def test_other_views_are_copied(chip) -> None:
+    query, key, value = cache_tensors(1, torch.float16, keys=40)
+    expected = npu_fusion.segmented_attention(
+        query, key[:, :, 31:].contiguous(), value[:, :, 31:].contiguous()
+    )[0]
+    moved = value.transpose(1, 2).contiguous().transpose(1, 2)
+    for k, v in ((key, value), (key, moved), (key[:, :, 20:].contiguous()[:, :, -20:], value)):
+        found = npu_fusion.segmented_attention(query, k[:, :, -9:], v[:, :, -9:])[0]
+        assert torch.equal(found, expected)
+        _, given, _ = chip.calls[-1]
+        assert [t.shape[2] for t in given[1:]] == [9, 9]
+    # The first keys of caches of two sizes.
+    short, long = key[:, :, :9], value[:, :, :9]
+    expected = npu_fusion.segmented_attention(query, short.contiguous(), long.contiguous())[0]
+    short = key[:, :, :12].contiguous()[:, :, :9]
+    assert torch.equal(npu_fusion.segmented_attention(query, short, long)[0], expected)
+    assert [called for called, _, _ in chip.calls] == [NAME] * len(chip.calls)

@@ -201,6 +201,8 @@ def _check_types(
             f"dropout_seed must be an integer or an int64 tensor without dimensions, not "
             f"{dropout_seed!r}"
         )
+    if isinstance(dropout_seed, int) and not -(1 << 63) <= dropout_seed < 1 << 63:
+        raise ValueError(f"dropout_seed must be a signed number of 64 bits, not {dropout_seed}")
 
 
 def _check_more_types(dropout_p: object, softcap: object, return_lse: object) -> None:
@@ -290,11 +292,11 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
 def _check_numbers(
     scale: float | None, dropout_p: float, softcap: float | None, segment_size: int | None
 ) -> None:
-    if scale is not None and not math.isfinite(scale):
+    if scale is not None and not -math.inf < scale < math.inf:
         raise ValueError(f"scale must be finite, not {scale}; None means 1/sqrt(head size)")
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p must be at least 0 and below 1, not {dropout_p}")
-    if softcap is not None and not (softcap > 0.0 and math.isfinite(softcap)):
+    if softcap is not None and not (0.0 < softcap < math.inf):
         raise ValueError(f"softcap must be positive and finite, not {softcap}; None turns it off")
     if segment_size is not None and segment_size < 1:
         raise ValueError(f"segment_size must be at least 1, not {segment_size}")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from accel_kernels.masks import visibility
 from accel_kernels.segmented_attention.arguments import under_autocast
@@ -98,7 +99,11 @@ def run(
 
             register_flops()
         out, lse = call_operator(kernel.name, query, key, value, call)
-    elif _tracked(query, key, value, call) or torch._C._are_functorch_transforms_active():
+    elif (
+        _tracked(query, key, value, call)
+        or torch._C._are_functorch_transforms_active()
+        or (kernel.name != "reference" and _has_tangent(query, key, value, call))
+    ):
         bias = None if call.bias is None else call.bias.tensor
         # A tensor inside the call would be kept alive by it, and be an input to functorch besides.
         bare = with_bias(call, _NO_BIAS)
@@ -115,6 +120,14 @@ def _tracked(query: Tensor, key: Tensor, value: Tensor, call: Call) -> bool:
     return wanted or (call.bias is not None and call.bias.tensor.requires_grad)
 
 
+def _has_tangent(query: Tensor, key: Tensor, value: Tensor, call: Call) -> bool:
+    """Whether forward-mode AD is on: a kernel that reads memory would drop the tangents."""
+    if forward_ad._current_level < 0:
+        return False
+    given = (query, key, value) if call.bias is None else (query, key, value, call.bias.tensor)
+    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in given)
+
+
 _NO_BIAS = torch.empty(0, device="cpu")
 
 
@@ -123,6 +136,14 @@ def with_bias(call: Call, bias: Tensor | None) -> Call:
     if call.bias is None or bias is None or bias is call.bias.tensor:
         return call
     return call._replace(bias=call.bias._replace(tensor=bias))
+
+
+def _held(call: Call) -> list[Tensor]:
+    """The tensors of mask and seed."""
+    found = [] if call.mask is None else call.mask.tensors()
+    if call.dropout is not None and isinstance(call.dropout.seed, Tensor):
+        found.append(call.dropout.seed)
+    return found
 
 
 class SegmentedAttention(torch.autograd.Function):
@@ -146,10 +167,17 @@ class SegmentedAttention(torch.autograd.Function):
         ctx.kernel, ctx.call, query, key, value, bias = inputs
         ctx.save_for_backward(query, key, value, bias, *output)
         ctx.set_materialize_grads(False)
+        # The call's own tensors are not saved by autograd, which would notice a change.
+        ctx.versions = [(t, t._version) for t in _held(ctx.call) if not t.is_inference()]
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> Any:
         """Gradients of the inputs."""
+        if any(tensor._version != version for tensor, version in ctx.versions):
+            raise RuntimeError(
+                "segmented_attention: a tensor of the mask, or dropout_seed, was changed in place "
+                "between forward and backward, which would need it as it was; give a copy"
+            )
         query, key, value, bias, out, lse = ctx.saved_tensors
         if grad_out is None:
             grad_out = torch.zeros_like(out)

@@ -117,6 +117,8 @@ def backward(
         grad, rows = work.grouped(grad_out[at].to(dtype)), work.grouped(query[at].to(dtype))
         scores, seen, slope = work.scores(query, key, tile)
         probability = torch.exp(scores - work.grouped(lse[at]).unsqueeze(-1))
+        if seen is not None:  # not zero yet in a row whose log-sum-exp is NaN
+            probability = torch.where(seen, probability, 0.0)
         grad_probability = grad @ work.keys(value, tile).transpose(-1, -2)
         dropped = probability
         if (factor := work.kept(tile)) is not None:
@@ -124,6 +126,7 @@ def backward(
         grad_scores = probability * (grad_probability - work.grouped(delta[at]).unsqueeze(-1))
         if seen is not None:
             grad_scores = torch.where(seen, grad_scores, 0.0)
+            slope = slope if slope is None else torch.where(seen, slope, 0.0)
         if bias is not None and grad_bias is not None:
             add_bias_gradient(grad_bias, bias, work.sizes, tile, grad_scores.flatten(1, 2))
         grad_scores = grad_scores * (call.scale if slope is None else slope * call.scale)

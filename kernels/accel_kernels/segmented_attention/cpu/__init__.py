@@ -26,6 +26,8 @@ from accel_kernels.segmented_attention.differentiable import Gradients, Implemen
 # tile, so that the error would grow with it. With one head, tiles are what threads share.
 BACKWARD_TILE = 2048
 BACKWARD_TILE_ONE_HEAD = 1024
+# Scores in the widest vector that aten takes a maximum of.
+_VECTOR = 16
 
 
 def segmented_attention(
@@ -83,6 +85,8 @@ def _quickly(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor | 
         query.dtype == torch.float64 or max(query.shape[2], key.shape[2]) > _backward_tile(query)
     ):
         return None
+    if key.shape[2] < _VECTOR and not _finite(query, key):
+        return None  # aten gives zeros to a row of so few scores that are all NaN
     diagonal, heads = _is_diagonal(query, call), query.shape[1]
     if is_few(query, key) or (tracked and key.shape[1] == 1 and heads > 1):
         return None
@@ -94,7 +98,7 @@ def _quickly(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor | 
         out = aten(query, key, value, 0.0, diagonal, scale=scale)[0]
     # Every key is seen by some row here, so what is not finite shows in the output, but for
     # infinite keys, which would reach only gradients.
-    if diagonal and not _finite(*((out, key) if tracked else (out,))):
+    if diagonal and not _finite(*((out, query, key) if tracked else (out,))):
         return None
     if tracked:
         out.register_hook(_refuse_second_derivative)
@@ -137,7 +141,8 @@ def backward(
     call: Call,
 ) -> Gradients:
     """Gradients of a call."""
-    if _needs_formula(call):
+    # float16 has not the range of a log-sum-exp's gradient, which aten takes in the inputs' dtype.
+    if _needs_formula(call) or (grad_lse is not None and query.dtype == torch.float16):
         return cpu_tiles.backward(grad_out, grad_lse, query, key, value, out, lse, call)
     limit = _backward_tile(query) if call.segment_size is None else call.segment_size
     problem = _problem(query, key, value, call, limit)

@@ -42,7 +42,7 @@ def attend(
     else:
         out, lse = aten(rows, keys, values, 0.0, diagonal, attn_mask=added, scale=scale)
     if bool((lse == 0).any()):
-        lse = _with_empty_rows(out, lse, rows, keys, scale, diagonal, added)
+        out, lse = _with_empty_rows(out, lse, rows, keys, scale, diagonal, added)
     return out, lse
 
 
@@ -129,19 +129,26 @@ def _with_empty_rows(
     scale: float,
     diagonal: bool,
     added: Tensor | None,
-) -> Tensor:
-    """`lse` with -inf where every score of a row is -inf."""
+) -> tuple[Tensor, Tensor]:
+    """With -inf where every score of a row is -inf, and NaN where one is NaN.
+
+    aten loses the NaN of a row whose scores are all NaN, if they are fewer than a vector holds, and
+    gives it the numbers of an empty row.
+    """
     doubtful = ((lse == 0) & (out == 0).all(-1)).nonzero()
     if not len(doubtful):
-        return lse
-    lse = lse.clone()
+        return out, lse
+    out, lse = out.clone(), lse.clone()
     groups = rows.shape[1] // keys.shape[1]
     for batch, head, row in doubtful.tolist():
         seen = keys[batch, head // groups, : row + 1 if diagonal else None]
         scores = (seen.to(lse.dtype) @ rows[batch, head, row].to(lse.dtype)) * scale
         if added is not None:
             b, h = (0 if n == 1 else at for n, at in zip(added.shape, (batch, head), strict=False))
-            scores = scores + added[b, h, row]
+            # Not a sum: a hidden key's score may be NaN.
+            scores = scores.masked_fill(added[b, h, row] == -torch.inf, -torch.inf)
         if bool((scores == -torch.inf).all()):
             lse[batch, head, row] = -torch.inf
-    return lse
+        elif bool(scores.isnan().any()):
+            out[batch, head, row] = lse[batch, head, row] = torch.nan
+    return out, lse

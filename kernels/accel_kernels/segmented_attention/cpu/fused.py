@@ -95,7 +95,7 @@ def backward(
     totals = tuple(
         torch.zeros(tensor.shape, dtype=dtype, device="cpu") for tensor in (query, key, value)
     )
-    width = max(1, max(16, 2 * torch.get_num_threads()) // sizes.heads)
+    width = max(1, max(16, 2 * torch.get_num_threads()) // max(1, sizes.heads))
     for run in runs:
         mask = _mask(run, problem)
         for part in _parts(run, sizes.batch, width):

@@ -121,6 +121,8 @@ def _differentiate(
     call = work.call
     scores, seen, slope = work.scores(block.rows, key, tile)
     probability = scores.sub_(block.lse.unsqueeze(-1)).exp_()
+    if seen is not None:  # not zero yet in a row whose log-sum-exp is NaN
+        probability.masked_fill_(~seen, 0.0)
     grads = block.grad @ work.keys(value, tile).transpose(-1, -2)
     dropped = probability
     if (factor := work.kept(tile)) is not None:
@@ -130,6 +132,7 @@ def _differentiate(
     grads = grads.sub_(block.delta.unsqueeze(-1)).mul_(probability)
     if seen is not None:
         grads.masked_fill_(~seen, 0.0)
+        slope = slope if slope is None else slope.masked_fill_(~seen, 0.0)
     if call.bias is not None and grad_bias is not None:
         by_head = grads.view(1, work.sizes.heads, -1, grads.shape[-1])
         add_bias_gradient(grad_bias, call.bias, work.sizes, tile, by_head)

@@ -27,6 +27,10 @@ from accel_kernels.segmented_attention.differentiable import Gradients, Implemen
 from accel_kernels.segmented_attention.npu_fusion.accumulation import State, Sums
 from accel_kernels.segmented_attention.npu_fusion.calls import Tensors, attend, attend_backward
 from accel_kernels.segmented_attention.npu_fusion.composed import tile_gradients, tile_state
+from accel_kernels.segmented_attention.npu_fusion.infer import (
+    inference,
+    inference_from_pages,
+)
 from accel_kernels.segmented_attention.npu_fusion.job import Job, padded
 from accel_kernels.segmented_attention.npu_fusion.limits import LARGEST_HEAD
 from accel_kernels.segmented_attention.npu_fusion.packed import (
@@ -53,7 +57,10 @@ def segmented_attention(
     segment_size: int | None = None,
     return_lse: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention by Ascend's training operator.
+    """Attention by Ascend's training operator, or that for inference.
+
+    Up to 16 queries in 16 bits, of which no gradient is wanted, go to
+    `npu_fused_infer_attention_score` where it computes the same; `infer.inference` says when.
 
     With a mask, each direction waits once for the device, to see that keys and values are finite.
 
@@ -79,6 +86,9 @@ def segmented_attention(
     """
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     call = Call(mask, scale, softcap, bias, dropout, segment_size, return_lse)
+    found = inference(query, key, value, call)
+    if found is not None:
+        return found[0], found[1] if return_lse else None
     return run(IMPLEMENTATION, query, key, value, call)
 
 
@@ -126,6 +136,9 @@ def backward(
 
 
 IMPLEMENTATION = Implementation("npu_fusion", forward, backward)
+
+# For a caller that has a paged cache, and would else copy its pages together.
+segmented_attention.from_pages = inference_from_pages  # type: ignore[attr-defined]
 
 
 def _refuse(query: Tensor, value: Tensor, call: Call) -> None:

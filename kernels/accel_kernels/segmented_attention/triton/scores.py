@@ -64,4 +64,5 @@ def score_gradient(
     grad = probability * (grad_dots - delta)
     if SELECT:
         grad = tl.where(seen, grad, 0.0)
+        slope = tl.where(seen, slope, 0.0)  # NaN for a hidden key that is
     return dropped, grad, grad * slope
