@@ -84,8 +84,8 @@ _OPERATIONS: dict[str, Operation] = {
     operation.name: operation for operation in (segmented_attention.OPERATION,)
 }
 _failures: list[KernelFailure] = []
-# Choice per request; bounded, since sequence lengths are part of a request.
-_memo: dict[tuple[Any, ...], Callable[..., Any]] = {}
+# Choices, by request or by call; bounded, since sequence lengths are part of either.
+_memo: dict[tuple[Any, ...], Any] = {}
 _MEMO_SIZE = 4096
 _logged: set[tuple[str, str, str]] = set()
 
@@ -154,15 +154,25 @@ def kernel_for(request: Request, backend: str | None = None) -> Callable[..., An
         # The memo would be a global that the traced code writes and is guarded on.
         return _choose(request, backend).load()
     key = (request, backend, *choice_in_force(request.op))
-    kernel = _memo.get(key)
+    kernel: Callable[..., Any] | None = remembered(key)
     if kernel is None:
         spec = _choose(request, backend)
         _log_skipped(request, spec)
         kernel = spec.load()
-        if len(_memo) >= _MEMO_SIZE:
-            _memo.clear()
-        _memo[key] = kernel
+        remember(key, kernel)
     return kernel
+
+
+def remembered(key: tuple[Any, ...]) -> Any:
+    """The answer to a question that was asked before; None if it was not, or is forgotten."""
+    return _memo.get(key)
+
+
+def remember(key: tuple[Any, ...], answer: Any) -> None:
+    """Keep an answer that follows from the kernels there are, for who asks the same again."""
+    if len(_memo) >= _MEMO_SIZE:
+        _memo.clear()
+    _memo[key] = answer
 
 
 def choice_in_force(op: str) -> tuple[str | None, str | None]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from accel import dispatch
 from accel.dispatch import choice_in_force, kernel_for
 from accel_kernels.masks import Mask
 from accel_kernels.segmented_attention.arguments import bias_of, mask_of, request
@@ -25,10 +26,6 @@ class Chosen(NamedTuple):
     kernel: Callable[..., Any]
     mask: Mask | None
     bias: Bias | None
-
-
-_remembered: dict[tuple[Any, ...], Chosen] = {}
-_MOST = 4096
 
 
 def kernel_of_call(
@@ -60,7 +57,7 @@ def kernel_of_call(
             (query, key, value), mask, bias,
             (is_causal, scale, dropout_p, dropout_seed, softcap, segment_size, return_lse, backend),
         )  # fmt: skip
-    found = _remembered.get(place) if place is not None else None
+    found: Chosen | None = dispatch.remembered(place) if place is not None else None
     if found is not None:
         # Not the mask of the call that was remembered: its owner may have changed it since.
         return found._replace(mask=mask_of(mask, is_causal))
@@ -80,9 +77,7 @@ def kernel_of_call(
     )
     found = Chosen(kernel_for(asked, backend), mask_of(mask, is_causal), bias_of(bias))
     if place is not None:
-        if len(_remembered) >= _MOST:
-            _remembered.clear()
-        _remembered[place] = found
+        dispatch.remember(place, found)
     return found
 
 

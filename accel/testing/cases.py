@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -109,12 +111,19 @@ class Transformer(nn.Module):
         tokens: Size of the vocabulary.
         width: Of the residual stream.
         layers: Number of blocks.
+        attention: Called as `attention(query, key, value, is_causal=True)`.
     """
 
-    def __init__(self, tokens: int = 61, width: int = 48, layers: int = 2) -> None:
+    def __init__(
+        self,
+        tokens: int = 61,
+        width: int = 48,
+        layers: int = 2,
+        attention: Callable[..., Tensor] = segmented_attention,
+    ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(tokens, width)
-        self.blocks = nn.Sequential(*(_Block(width) for _ in range(layers)))
+        self.blocks = nn.Sequential(*(_Block(width, attention) for _ in range(layers)))
         self.norm = nn.RMSNorm(width)
         self.head = nn.Linear(width, tokens, bias=False)
 
@@ -133,8 +142,9 @@ class Transformer(nn.Module):
 class _Block(nn.Module):
     heads, key_heads, head_size = 4, 2, 12
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, attention: Callable[..., Tensor]) -> None:
         super().__init__()
+        self.attention = attention
         self.norm1, self.norm2 = nn.RMSNorm(width), nn.RMSNorm(width)
         self.query = nn.Linear(width, self.heads * self.head_size)
         self.key = nn.Linear(width, self.key_heads * self.head_size)
@@ -149,17 +159,20 @@ class _Block(nn.Module):
             projection(y).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
             for projection in (self.query, self.key, self.value)
         )
-        attended = segmented_attention(q, k, v, is_causal=True, segment_size=16)
+        attended = self.attention(q, k, v, is_causal=True)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         y = self.norm2(x)
         hidden: Tensor = self.down(F.silu(self.gate(y)) * self.up(y))
         return x + hidden
 
 
-def transformer_inputs(layers: int = 2) -> tuple[Transformer, Tensor]:
+def transformer_inputs(
+    layers: int = 2,
+    attention: Callable[..., Tensor] = partial(segmented_attention, segment_size=16),
+) -> tuple[Transformer, Tensor]:
     """The model with its seeded parameters, and token numbers `[3, 34]`, on the CPU."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = Transformer(layers=layers)
+        model = Transformer(layers=layers, attention=attention)
         text = torch.randint(61, (3, 34))
     return model, text

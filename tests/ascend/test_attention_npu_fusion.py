@@ -288,3 +288,28 @@ def test_decoding_from_a_cache_by_the_public_call(rows, counts, decoded) -> None
         cache[:, :, 20:] = math.nan
     assert torch.equal(run(query, *caches), clean)
     assert len(decoded) == 4
+
+
+@pytest.mark.parametrize(("rows", "size", "taken"), [(1, 16, True), (3, 128, True), (3, 16, False)])
+def test_decoding_from_pages_by_the_public_call(rows, size, taken, decoded) -> None:
+    query, key, value = tensors(rows, 256, torch.bfloat16)
+    counts, order = [130, 256], torch.randperm(512 // size)
+    whole = [t.transpose(1, 2).reshape(-1, size, 2, 16) for t in (key, value)]
+    paged = [torch.empty_like(t) for t in whole]
+    for t, w in zip(paged, whole, strict=True):
+        t[order.to(NPU)] = w
+    options = {"cache_seqlens": counts, "return_lse": True, "backend": "npu_fusion"}
+    table = order.view(2, -1).int().to(NPU)
+    found = accel.segmented_attention_decode(query, *paged, block_table=table, **options)
+    in_place = [cache.data_ptr() == paged[0].data_ptr() for cache in decoded]
+    assert in_place == [taken]  # what is copied together is taken too
+    plain = accel.segmented_attention_decode(query, key, value, **options)
+    torch.testing.assert_close(found.out, plain.out)
+    torch.testing.assert_close(found.lse, plain.lse)
+    new = [torch.randn(2, 2, rows, 16, dtype=torch.bfloat16, device=NPU) for _ in range(2)]
+    counts[1] -= rows
+    grown = accel.segmented_attention_decode(
+        query, *paged, block_table=table, key=new[0], value=new[1], **options
+    )
+    same = accel.segmented_attention_decode(query, key, value, key=new[0], value=new[1], **options)
+    torch.testing.assert_close(grown.out, same.out)

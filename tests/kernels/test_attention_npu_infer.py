@@ -277,10 +277,12 @@ def test_attention_without_gradients_takes_it(name, dtype, chip) -> None:
     assert len(chip.calls) - calls == (1 if segment is None else 3)
 
 
+LATER = torch.tensor([2, 9]).int().view(1, 2, 1, 1)
 NOT_TAKEN = {
     "float32": {"dtype": torch.float32},
     "17 queries": {"rows": 17},
     "a window": {"mask": window(2, 0)},
+    "row intervals that begin later": {"mask": RowIntervals(LATER)},
     "a union": {"mask": causal() | prefix(7)},
     "causal and shorter": {"rows": 3, "mask": causal() & key_lengths([8, 9])},
     "a tensor": {"mask": as_mask(torch.ones(1, 9, dtype=torch.bool))},
@@ -372,14 +374,124 @@ def test_other_views_are_copied(chip) -> None:
         query, key[:, :, 31:].contiguous(), value[:, :, 31:].contiguous()
     )[0]
     moved = value.transpose(1, 2).contiguous().transpose(1, 2)
-    for k, v in ((key, value), (key, moved), (key[:, :, 20:].contiguous()[:, :, -20:], value)):
+    narrow = torch.cat([key, key], -1)[..., :16]
+    for k, v in (
+        (key, value),
+        (key, moved),
+        (key[:, :, 20:].contiguous()[:, :, -20:], value),
+    ):
         found = npu_fusion.segmented_attention(query, k[:, :, -9:], v[:, :, -9:])[0]
         assert torch.equal(found, expected)
         _, given, _ = chip.calls[-1]
         assert [t.shape[2] for t in given[1:]] == [9, 9]
+    found = npu_fusion.segmented_attention(query, narrow, value)[0]
+    assert torch.equal(found, npu_fusion.segmented_attention(query, key, value)[0])
     # The first keys of caches of two sizes.
     short, long = key[:, :, :9], value[:, :, :9]
     expected = npu_fusion.segmented_attention(query, short.contiguous(), long.contiguous())[0]
     short = key[:, :, :12].contiguous()[:, :, :9]
     assert torch.equal(npu_fusion.segmented_attention(query, short, long)[0], expected)
     assert [called for called, _, _ in chip.calls] == [NAME] * len(chip.calls)
+
+
+def paged_call(rows, counts, size, dtype, **options):
+    """What a decoding call of attention gives to it, and the cache that the pages stand for."""
+    caches, table, plain = pages(counts, size)
+    key, value = (t.transpose(1, 2).contiguous().to(dtype) for t in caches)
+    query = torch.randn(len(counts), 4, rows, 16).to(dtype)
+    call = Call(options.pop("mask", causal() if rows > 1 else None), 0.25, **options)
+    return [query, key, value, table.long(), counts, call], [t.to(dtype) for t in plain]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("rows", "size"), [(1, 16), (1, 48), (3, 128)])
+@pytest.mark.parametrize("counts", [[130, 41], [0, 128], [2, 1]], ids=str)
+def test_pages_are_read_in_place_by_attention(rows, size, counts, dtype, chip) -> None:
+    (query, *given), plain = paged_call(rows, counts, size, dtype)
+    for b, count in enumerate(counts):
+        given[2][b, -(-count // size) :] = -1
+
+    def run(query, *_):
+        out, lse = npu_infer.inference_from_pages(query, *given)
+        assert (out.dtype, lse.dtype) == (dtype, torch.float32)
+        return out, torch.where(lse == -math.inf, 0.0, lse)
+
+    def formula(*tensors):
+        out, lse = expected(*tensors, counts)
+        return out, torch.where(lse == -math.inf, 0.0, lse)
+
+    assert_backward_stable(run, query, *plain, reference=formula, gradients=False)
+    ((name, (_, key, value), arguments),) = chip.calls
+    assert name == NAME
+    assert (key.data_ptr(), value.data_ptr()) == (given[0].data_ptr(), given[1].data_ptr())
+    assert arguments["block_size"] == size
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "options"),
+    [
+        (1, 24, {}),
+        (1, 528, {}),
+        (3, 64, {}),
+        (17, 128, {}),
+        (1, 16, {"mask": window(3, 0)}),
+        (3, 128, {"mask": causal("top_left")}),
+        (1, 16, {"softcap": 2.0}),
+        (1, 16, {"bias": alibi(torch.rand(4))}),
+    ],
+    ids=str,
+)
+def test_pages_and_calls_that_it_does_not_take_are_left_to_be_copied(
+    rows, size, options, chip
+) -> None:
+    given, _ = paged_call(rows, [130, 41], size, torch.float16, **options)
+    assert npu_infer.inference_from_pages(*given) is None
+    assert chip.calls == []
+
+
+def test_pages_with_a_hidden_key_that_is_not_finite_are_left_to_be_copied(chip) -> None:
+    given, _ = paged_call(3, [130, 41], 128, torch.float16)
+    # The last key of the first sequence, of the second one of its first query's.
+    for b, place, taken in ((0, 129, False), (1, 38, True), (1, 39, False)):
+        value = given[2].clone()
+        value[given[3][b, place // 128], place % 128] = math.nan
+        found = npu_infer.inference_from_pages(*given[:2], value, *given[3:])
+        assert (found is not None) == taken
+    assert len(chip.calls) == 1
+    single, _ = paged_call(1, [130, 41], 128, torch.float32)
+    assert npu_infer.inference_from_pages(*single) is None
+    halves, _ = paged_call(1, [130, 41], 128, torch.float16)
+    strided = [t.repeat_interleave(2, -1)[..., ::2] for t in halves[1:3]]
+    assert npu_infer.inference_from_pages(halves[0], *strided, *halves[3:]) is None
+    assert npu_infer.inference_from_pages(halves[0].requires_grad_(), *halves[1:]) is None
+
+
+def test_a_scale_is_handed_on() -> None:
+    assert_backward_stable(
+        lambda *t: npu_fusion.segmented_attention(*t, scale=-0.7)[0],
+        *cache_tensors(1, torch.float16),
+        reference=lambda *t: attention_formula(*t, scale=-0.7),
+        gradients=False,
+    )
+    (query, *given, call), plain = paged_call(1, [130, 41], 16, torch.float16)
+    seen = sees([130, 41], 1, plain[0].shape[2])
+    assert_backward_stable(
+        lambda q, *_: npu_infer.inference_from_pages(q, *given, call._replace(scale=-0.7))[0],
+        query,
+        *plain,
+        reference=lambda *t: attention_formula(*t, scale=-0.7, seen=seen),
+        gradients=False,
+    )
+
+
+def test_more_pages_than_one_call_takes_are_cut_between_pages(chip, monkeypatch) -> None:
+    monkeypatch.setattr(npu_infer, "MOST_KEYS", 100)
+    (query, *given), plain = paged_call(1, [130, 41], 48, torch.bfloat16)
+    assert_backward_stable(
+        lambda q, *_: npu_infer.inference_from_pages(q, *given),
+        query,
+        *plain,
+        reference=lambda *t: expected(*t, [130, 41]),
+        gradients=False,
+    )
+    assert [a["block_table"].shape[1] for a in chip.arguments(NAME)] == [2, 1]
