@@ -166,9 +166,12 @@ class _Block(nn.Module):
         return x + hidden
 
 
+_in_segments: Callable[..., Tensor] = partial(segmented_attention, segment_size=16)
+
+
 def transformer_inputs(
     layers: int = 2,
-    attention: Callable[..., Tensor] = partial(segmented_attention, segment_size=16),
+    attention: Callable[..., Tensor] = _in_segments,
 ) -> tuple[Transformer, Tensor]:
     """The model with its seeded parameters, and token numbers `[3, 34]`, on the CPU."""
     with torch.random.fork_rng(devices=[]):
