@@ -36,7 +36,7 @@ MASKS = {
     "causal": lambda sizes: causal(),
     "window": lambda sizes: window(9, 3),
     "sinks": lambda sizes: window(5, 0, sinks=2),
-    "documents": lambda sizes: documents([3, 20, 50, 70], [0, 40, 41, 90]),
+    "documents": lambda sizes: documents([0, 20, 50, 70], [0, 40, 41, 90]),
     "gaps": lambda sizes: gappy(sizes, 3),
     "stripes": striped,
     "dense": lambda sizes: as_mask(
