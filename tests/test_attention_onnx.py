@@ -15,7 +15,6 @@ from accel.attention import (
     documents,
     key_lengths,
     onnx_translations,
-    prefix,
     relative_bias,
     window,
 )
@@ -75,14 +74,15 @@ CASES = {
     "causal": ({"is_causal": True}, 0, "GroupQueryAttention"),
     "causal, grown cache": ({"is_causal": True}, 13, "Scan"),
     "window with sinks": ({"mask": window(5, 0, sinks=2)}, 0, "Scan"),
-    "prefix": ({"mask": causal() | prefix(9)}, 0, "Scan"),
     "documents": ({"mask": documents([0, 10, 37], within=causal())}, 0, "Scan"),
-    "padding": ({"mask": key_lengths([20, 33])}, 0, "Scan"),
     "a row that sees nothing": ({"mask": key_lengths([0, 33]) & causal()}, 0, "Scan"),
     "dense by key": ({"mask": torch.rand(2, 1, 1, 1) < 2}, 0, "Scan"),
     "alibi": ({"bias": alibi(torch.rand(4)), "is_causal": True}, 0, "Scan"),
-    "relative": ({"bias": relative_bias(torch.randn(4, 9))}, 4, "Scan"),
-    "softcap": ({"softcap": 2.0, "scale": -0.3}, 0, "Scan"),
+    "relative, softcap": (
+        {"bias": relative_bias(torch.randn(4, 9)), "softcap": 2.0, "scale": -0.3},
+        4,
+        "Scan",
+    ),
     "log-sum-exp": ({"return_lse": True, "is_causal": True}, 0, "Scan"),
 }
 
