@@ -91,7 +91,10 @@ def _quickly(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor | 
     if is_few(query, key) or (tracked and key.shape[1] == 1 and heads > 1):
         return None
     scale = call.scale
-    if (tracked or query.shape[2] <= BLOCK) and is_lonely(query.shape[0] * heads):
+    lonely = is_lonely(query.shape[0] * heads)
+    if tracked and lonely and query.shape[2] > BLOCK:
+        return None  # the forward shares its rows among threads, and need not be made twice
+    if lonely and query.shape[2] <= BLOCK:
         twice = (tensor.expand(2, -1, -1, -1) for tensor in (query, key, value))
         out: Tensor = aten(*twice, 0.0, diagonal, scale=scale)[0][:1]
     else:
