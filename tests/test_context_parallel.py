@@ -20,7 +20,7 @@ from accel.testing.assertions import assert_within_budget
 from accel_kernels import budgets
 from accel_kernels.segmented_attention import reference
 from accel_kernels.segmented_attention.call import Call
-from accel_kernels.segmented_attention.formula import attention_formula
+from accel_kernels.segmented_attention.formula import whole_attention
 from tests import context_parallel_worker as worker
 from tests.context_parallel_worker import CASES, MISTAKES, ON_ASCEND, Case
 from tests.process_groups import launch, launched_well
@@ -65,9 +65,7 @@ def by_parts(query: Tensor, key: Tensor, value: Tensor, call: Call) -> tuple[Ten
     return out, lse
 
 
-def expected(
-    case: Case, dtype: torch.dtype, attend: Attend = attention_formula
-) -> dict[str, Tensor]:
+def expected(case: Case, dtype: torch.dtype, attend: Attend = whole_attention) -> dict[str, Tensor]:
     """Outputs and gradients in one process, by the definition unless another way is given."""
     given = worker.inputs(case)
     if dtype == torch.float64 or case.dtype == torch.float64:
@@ -209,8 +207,8 @@ def test_without_a_seed_all_ranks_drop_what_the_first_draws(shared: Path, ranks:
         case = Case(options={"dropout_p": 0.5, "dropout_seed": int(draw_seed())})
         call = worker.call_of(case, given)
         tensors = [given[name] for name in ("query", "key", "value")]
-        out, _ = attention_formula(*tensors, call)
-        truth, _ = attention_formula(*(tensor.double() for tensor in tensors), call)
+        out, _ = whole_attention(*tensors, call)
+        truth, _ = whole_attention(*(tensor.double() for tensor in tensors), call)
         assert_within_budget(first, out, truth)
 
 
@@ -231,7 +229,7 @@ def second_derivative(case: Case, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Of the sum of the squared gradients, in one process."""
     given = {name: tensor.to(dtype) for name, tensor in worker.inputs(case).items()}
     tensors = [given[name].requires_grad_() for name in ("query", "key", "value")]
-    out, _ = attention_formula(*tensors, worker.call_of(case, given))
+    out, _ = whole_attention(*tensors, worker.call_of(case, given))
     grads = torch.autograd.grad(out, tensors, given["grad_out"], create_graph=True)
     return torch.autograd.grad(torch.stack([g.square().sum() for g in grads]).sum(), tensors)
 

@@ -12,7 +12,7 @@ from accel.testing import assert_backward_stable, assert_within_budget
 from accel_kernels.masks import as_mask, causal, documents, key_lengths, prefix, window
 from accel_kernels.segmented_attention import cpu_amx
 from accel_kernels.segmented_attention.call import Call, Dropout, alibi
-from accel_kernels.segmented_attention.formula import attention_formula
+from accel_kernels.segmented_attention.formula import whole_attention
 
 ABSENT = cpu_amx.why_absent()
 pytestmark = pytest.mark.skipif(ABSENT is not None, reason=f"cpu_amx: {ABSENT}")
@@ -58,7 +58,7 @@ def check(inputs: list[Tensor], call: Call) -> None:
     assert_backward_stable(
         lambda q, k, v: cpu_amx.segmented_attention(q, k, v, **arguments(call)),
         *inputs,
-        reference=lambda q, k, v: attention_formula(q, k, v, call),
+        reference=lambda q, k, v: whole_attention(q, k, v, call),
     )
 
 

@@ -21,7 +21,7 @@ from accel_kernels.segmented_attention import FEATURES, SPECS
 from accel_kernels.segmented_attention import request as make_request
 from accel_kernels.segmented_attention.arguments import bias_of, mask_of
 from accel_kernels.segmented_attention.call import Call, Dropout
-from accel_kernels.segmented_attention.formula import attention_formula
+from accel_kernels.segmented_attention.formula import whole_attention
 from accel_kernels.spec import REFERENCE
 
 OP = "segmented_attention"
@@ -134,7 +134,7 @@ def computes(spec, use: Use) -> None:
         return (result.out, result.lse) if use.options.get("return_lse") else result
 
     def formula(*tensors: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        out, lse = attention_formula(*tensors, use.call())
+        out, lse = whole_attention(*tensors, use.call())
         return (out, lse) if use.options.get("return_lse") else out
 
     actual, expected = attention(*use.tensors), formula(*use.tensors)

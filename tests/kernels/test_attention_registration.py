@@ -12,7 +12,7 @@ import accel
 from accel.attention import alibi, causal, documents, key_lengths, prefix, relative_bias, window
 from accel_kernels.segmented_attention import operators
 from accel_kernels.segmented_attention.call import Call, Dropout
-from accel_kernels.segmented_attention.formula import attention_formula
+from accel_kernels.segmented_attention.formula import whole_attention
 from tests.kernels.attention_cases import CASES, Case, bias_of, bias_tensor, draw, mask_of
 
 OWN = ["reference", "cpu"]
@@ -77,7 +77,7 @@ def test_the_formula_of_second_derivatives_is_the_reference(case) -> None:
     scale = 1 / math.sqrt(case.head_size) if case.scale is None else case.scale
     dropout = Dropout(case.dropout_p, 5) if case.dropout_p else None
     given = accel.attention.Bias("dense", bias) if isinstance(bias, Tensor) else bias
-    out, lse = attention_formula(
+    out, lse = whole_attention(
         query, key, value, Call(options["mask"], scale, case.softcap, given, dropout)
     )
     assert torch.allclose(out, state.out, rtol=1e-12, atol=1e-12)

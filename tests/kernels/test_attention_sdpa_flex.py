@@ -31,7 +31,7 @@ from accel_kernels.masks import (
 )
 from accel_kernels.segmented_attention import flex, sdpa
 from accel_kernels.segmented_attention.call import Bias, Call, alibi, relative_bias, sizes_of
-from accel_kernels.segmented_attention.formula import attention_formula
+from accel_kernels.segmented_attention.formula import whole_attention
 from accel_kernels.segmented_attention.tiles import FULL, PARTIAL, tile_kinds
 from tests.kernels.mask_rules import a_mask, some_sizes, table
 
@@ -48,7 +48,7 @@ def draw(dtype, queries=QUERIES, keys=KEYS, heads=4, key_heads=2, size=16, value
 
 def formula(call: Call):
     """The output as its definition says, with what the call holds on the CPU."""
-    return lambda q, k, v: attention_formula(q, k, v, call)
+    return lambda q, k, v: whole_attention(q, k, v, call)
 
 
 # --- sdpa ----------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def test_a_bias_is_not_rounded_to_the_dtype_of_the_query(kernel, dtype, uncompil
     inputs = draw(dtype)
     small = (torch.randn(1, 4, QUERIES, KEYS) * 256).round() / 256
     call = Call(None, 0.25, bias=Bias("dense", small))
-    truth, _ = attention_formula(*(t.double() for t in inputs), call)
+    truth, _ = whole_attention(*(t.double() for t in inputs), call)
     errors = []
     for constant in (0.0, 1024.0):
         bias = Bias("dense", small + constant)
@@ -159,7 +159,7 @@ def test_rows_that_see_nothing_are_kept_from_kernels_that_may_not_know_them(floa
     out = torch.where(
         seen, sdpa._attention(query, key, value, filled, is_causal=False, scale=None), 0.0
     )
-    expected, _ = attention_formula(query, key, value, Call(as_mask(allowed), 0.25, bias=bias))
+    expected, _ = whole_attention(query, key, value, Call(as_mask(allowed), 0.25, bias=bias))
     grad = torch.randn_like(out)
     actual = [out, *torch.autograd.grad(out, (query, key, value), grad)]
     wanted = [expected, *torch.autograd.grad(expected, (query, key, value), grad)]
@@ -401,7 +401,7 @@ def test_flex_is_the_formula(mask, bias, uncompiled) -> None:
             query, key, value, mask=seen, bias=added, softcap=softcap, scale=scale, return_lse=True
         )
         call = Call(seen, 0.25 if scale is None else scale, softcap, added)
-        expected, expected_lse = attention_formula(query, key, value, call)
+        expected, expected_lse = whole_attention(query, key, value, call)
         assert torch.allclose(out, expected, rtol=0, atol=1e-12)
         assert torch.equal(lse == -math.inf, expected_lse == -math.inf)
         assert torch.allclose(lse, expected_lse, rtol=0, atol=1e-12)
@@ -412,7 +412,7 @@ def test_flex_with_a_scale_of_zero(uncompiled) -> None:
     out, lse = flex.segmented_attention(
         query, key, value, mask=window(3), scale=0.0, return_lse=True
     )
-    expected = attention_formula(query, key, value, Call(window(3), 0.0))
+    expected = whole_attention(query, key, value, Call(window(3), 0.0))
     assert torch.allclose(out, expected[0], rtol=0, atol=1e-12)
     assert torch.allclose(lse, expected[1], rtol=0, atol=1e-12)
 
@@ -453,7 +453,7 @@ def test_the_derivatives_of_cap_and_bias(mask, bias, uncompiled, monkeypatch) ->
     out, lse = flex.segmented_attention(
         *inputs, mask=seen, bias=added, softcap=2.0, return_lse=True
     )
-    expected, expected_lse = attention_formula(*inputs, Call(seen, 0.25, 2.0, added))
+    expected, expected_lse = whole_attention(*inputs, Call(seen, 0.25, 2.0, added))
     some = expected_lse > -math.inf
     grad, weight = torch.randn_like(out), torch.randn_like(lse)
     actual = torch.autograd.grad((out * grad).sum() + (lse * weight)[some].sum(), inputs)
@@ -482,7 +482,7 @@ def test_other_tensors_and_lengths_do_not_compile_anew(monkeypatch) -> None:
             slopes = alibi(torch.rand(4))
             out, _ = flex.segmented_attention(query, key, value, mask=mask, bias=slopes)
             call = Call(mask, 0.25, bias=slopes)
-            assert torch.allclose(out, attention_formula(query, key, value, call)[0], atol=1e-5)
+            assert torch.allclose(out, whole_attention(query, key, value, call)[0], atol=1e-5)
     flex._compiled.cache_clear()
     assert len(compiled) == 2
 
@@ -515,7 +515,7 @@ def test_flex_within_traced_code(mask, dynamic) -> None:
     torch._dynamo.reset()
     inputs = draw(torch.float32)
     traced = torch.compile(attention, fullgraph=True, backend="eager", dynamic=dynamic)
-    expected = attention_formula(*inputs, Call(seen, 0.25, 2.0, slopes))
+    expected = whole_attention(*inputs, Call(seen, 0.25, 2.0, slopes))
     for actual, wanted in zip(traced(*inputs), expected, strict=True):
         assert torch.allclose(actual, wanted, atol=1e-5)
 

@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from accel_kernels.masks import visibility
 from accel_kernels.segmented_attention.arguments import under_autocast
 from accel_kernels.segmented_attention.call import Call, sizes_of
-from accel_kernels.segmented_attention.formula import attention_formula
+from accel_kernels.segmented_attention.formula import whole_attention
 
 
 class Gradients(NamedTuple):
@@ -269,7 +269,7 @@ def _formula_gradients(
     inputs = (query, key, value) if bias is None else (query, key, value, bias)
 
     def attention(q: Tensor, k: Tensor, v: Tensor, b: Tensor | None = None) -> Any:
-        out, lse = attention_formula(q, k, v, with_bias(call, b))
+        out, lse = whole_attention(q, k, v, with_bias(call, b))
         return out, lse
 
     derivative: Any = torch.func.vjp(attention, *inputs)

@@ -16,9 +16,7 @@ from accel_kernels.segmented_attention.state import accumulation_dtype
 from accel_kernels.segmented_attention.tiles import Tile
 
 
-def attention_formula(
-    query: Tensor, key: Tensor, value: Tensor, call: Call
-) -> tuple[Tensor, Tensor]:
+def whole_attention(query: Tensor, key: Tensor, value: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     """The output and log-sum-exp of a call; segments play no part.
 
     Args:
