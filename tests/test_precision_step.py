@@ -37,7 +37,7 @@ class TestSkipping:
         model.get_parameter(name).grad.view(-1)[-1] = float(value)
         scale = precision.loss_scale.value
         before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
-        assert precision.step(optimizer, max_norm=1.0) is False
+        assert not precision.step(optimizer, max_norm=1.0)
         after = (model.state_dict(), optimizer.state_dict()["state"])
         flat = torch.utils._pytree.tree_leaves
         assert all(map(torch.equal, flat(before), flat(after)))

@@ -63,7 +63,7 @@ def test_trains_as_hand_written(device, policy, max_norm, accumulate):
             nn.utils.clip_grad_norm_(twin.parameters(), max_norm)
         before = scaler.get_scale()
         assert precision.loss_scale.value == before
-        outcomes.append(precision.step(optimizer, max_norm))
+        outcomes.append(bool(precision.step(optimizer, max_norm)))
         scaler.step(by_hand)
         scaler.update()
         assert outcomes[-1] == (scaler.get_scale() >= before)
@@ -127,7 +127,7 @@ def test_two_optimizers_share_one_scale():
     data = torch.ones(1, 3)
     precision.backward(first(data).sum() + second(data).sum())
     first.weight.grad[0, 0] = float("inf")
-    assert [precision.step(optimizer) for optimizer in optimizers] == [False, True]
+    assert [bool(precision.step(optimizer)) for optimizer in optimizers] == [False, True]
     assert torch.equal(first.weight, weights[0])
     assert torch.equal(second.weight, weights[1] - 1.0)  # unscaled by 8, not by a newer scale
     assert scale.value == 8.0

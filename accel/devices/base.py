@@ -12,6 +12,7 @@ import torch
 
 from accel.devices.batches import move as _move
 from accel.devices.dtypes import DtypeSupport, probe
+from accel.devices.formats import ScaledProduct, tensorwise_products
 from accel.devices.streams import Event, Stream
 
 
@@ -181,6 +182,24 @@ class Device(abc.ABC):
         No PyTorch operator tells it: `torch.mm` of FP8 tensors also runs where it is emulated.
         """
         return frozenset()
+
+    def scaled_products(self) -> frozenset[ScaledProduct]:
+        """The products of scaled 8-bit matrices that this chip computes itself.
+
+        Override it for a chip that has more than one scale per matrix.
+        """
+        return tensorwise_products(self.fp8_compute_dtypes())
+
+    def clear_overflow(self) -> None:
+        """Forget what `overflow` would tell; nothing where infinities and NaN tell it."""
+
+    def overflow(self) -> torch.Tensor | None:
+        """On a chip that saturates, whether a result has overflowed since `clear_overflow`.
+
+        Returns:
+            bool `[]` on the device; None on a chip whose results are infinite or NaN then.
+        """
+        return None
 
     def seed(self, seed: int) -> None:
         """Seed this device's generator and the CPU's together.

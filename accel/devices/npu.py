@@ -9,6 +9,7 @@ import torch
 
 from accel.devices import chips
 from accel.devices.accelerator import AcceleratorDevice
+from accel.devices.formats import ScaledProduct, ascend_products
 from accel.errors import DeviceError
 
 _logger = logging.getLogger("accel")
@@ -63,3 +64,26 @@ class NpuDevice(AcceleratorDevice):
         if not has_fp8:
             return frozenset()
         return frozenset({torch.float8_e4m3fn, torch.float8_e5m2})
+
+    def scaled_products(self) -> frozenset[ScaledProduct]:
+        """By its chip; none of a chip that is not known."""
+        return ascend_products(self.chip) if self.fp8_compute_dtypes() else frozenset()
+
+    def clear_overflow(self) -> None:
+        """Clear the chip's float status, where it saturates."""
+        if self._saturates():
+            torch.ops.npu.npu_clear_float_status(self._no_status())
+
+    def overflow(self) -> torch.Tensor | None:
+        """The chip's float status, where it saturates: not zero after an overflow."""
+        if not self._saturates():
+            return None
+        status: torch.Tensor = torch.ops.npu.npu_get_float_status(self._no_status())
+        return status[0] != 0
+
+    def _saturates(self) -> bool:
+        # The chip's default, or what INF_NAN_MODE_FORCE_DISABLE made of it.
+        return not self.module.utils.is_support_inf_nan()
+
+    def _no_status(self) -> torch.Tensor:
+        return torch.zeros(8, device=self.torch_device)

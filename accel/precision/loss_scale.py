@@ -11,18 +11,33 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 
 class LossScale(abc.ABC):
-    """A factor for the loss, adjusted after every step."""
+    """A factor for the loss, adjusted after every step.
+
+    Attributes:
+        on_device: Whether `adjust` takes a tensor, and `factor` gives one, so that the host need
+            not know; else it is asked with a bool, for which the host waits.
+    """
+
+    on_device: bool = False
 
     @property
     @abc.abstractmethod
     def value(self) -> float:
-        """The factor now."""
+        """The factor now; waits for the device if it is there."""
+
+    @property
+    def factor(self) -> float | Tensor:
+        """The factor now, where it is."""
+        return self.value
 
     @abc.abstractmethod
-    def adjust(self, *, finite: bool) -> None:
-        """Learn whether all gradients of a step were finite."""
+    def adjust(self, *, finite: bool | Tensor) -> None:
+        """Learn whether all gradients of a step were finite: a bool, or one of any device."""
 
     @abc.abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -40,12 +55,14 @@ class LossScale(abc.ABC):
 class NoLossScale(LossScale):
     """The factor 1, for dtypes with float32's range."""
 
+    on_device = True
+
     @property
     def value(self) -> float:
         """Always 1."""
         return 1.0
 
-    def adjust(self, *, finite: bool) -> None:
+    def adjust(self, *, finite: bool | Tensor) -> None:
         """Nothing to learn."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -61,6 +78,8 @@ class NoLossScale(LossScale):
 class DynamicLossScale(LossScale):
     """Halve on overflow, double after a while without one.
 
+    It lives where the gradients are, so that a step needs no word from the host.
+
     Args:
         initial: First value.
         growth_factor: Factor after `growth_interval` steps without overflow.
@@ -73,6 +92,8 @@ class DynamicLossScale(LossScale):
         ValueError: An argument is out of its range.
     """
 
+    on_device = True
+
     def __init__(
         self,
         initial: float = 65536.0,
@@ -82,42 +103,51 @@ class DynamicLossScale(LossScale):
         growth_interval: int = 2000,
         minimum: float = 1.0,
     ) -> None:
-        if not (math.isfinite(initial) and initial >= minimum > 0.0):
+        largest = torch.finfo(torch.float32).max
+        if not (initial <= largest and initial >= minimum > 0.0):
             raise ValueError(
-                f"need 0 < minimum <= initial < infinity, not minimum={minimum}, initial={initial}"
+                "need 0 < minimum <= initial, which is finite in float32, not "
+                f"minimum={minimum}, initial={initial}"
             )
         if not growth_factor > 1.0 or not 0.0 < backoff_factor < 1.0 or not growth_interval >= 1:
             raise ValueError(
                 "need growth_factor > 1, 0 < backoff_factor < 1 and growth_interval >= 1, not "
                 f"{growth_factor}, {backoff_factor}, {growth_interval}"
             )
-        self._value = float(initial)
         self._growth_factor = growth_factor
         self._backoff_factor = backoff_factor
         self._growth_interval = growth_interval
         self._minimum = minimum
-        self._steps_since_overflow = 0
+        self._value = torch.tensor(float(initial), dtype=torch.float32, device="cpu")
+        self._steps_since_overflow = torch.tensor(0, device="cpu")
 
     @property
     def value(self) -> float:
         """The factor now."""
+        return float(self._value)
+
+    @property
+    def factor(self) -> Tensor:
+        """The factor now, float32 `[]`."""
         return self._value
 
-    def adjust(self, *, finite: bool) -> None:
+    def adjust(self, *, finite: bool | Tensor) -> None:
         """Back off after an overflow; grow after `growth_interval` steps without one."""
-        if not finite:
-            self._value = max(self._value * self._backoff_factor, self._minimum)
-            self._steps_since_overflow = 0
-            return
-        self._steps_since_overflow += 1
-        grown = self._value * self._growth_factor
-        if self._steps_since_overflow >= self._growth_interval and math.isfinite(grown):
-            self._value = grown
-            self._steps_since_overflow = 0
+        if not isinstance(finite, Tensor):
+            finite = torch.tensor(finite, device=self._value.device)
+        value, steps = self._value.to(finite.device), self._steps_since_overflow.to(finite.device)
+        grown = value * self._growth_factor
+        grows = finite & (steps + 1 >= self._growth_interval) & grown.isfinite()
+        shrunk = (value * self._backoff_factor).clamp(min=self._minimum)
+        self._value = torch.where(finite, torch.where(grows, grown, value), shrunk)
+        self._steps_since_overflow = torch.where(finite & ~grows, steps + 1, 0)
 
     def state_dict(self) -> dict[str, Any]:
         """The value and the steps since the last overflow or growth."""
-        return {"value": self._value, "steps_since_overflow": self._steps_since_overflow}
+        return {
+            "value": float(self._value),
+            "steps_since_overflow": int(self._steps_since_overflow),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore value and counter."""
@@ -130,4 +160,5 @@ class DynamicLossScale(LossScale):
         numbers = isinstance(value, (int, float)) and isinstance(steps, int)
         if not (numbers and math.isfinite(value) and value >= self._minimum and steps >= 0):
             raise ValueError(f"the checkpoint's loss scale is not valid: {dict(state)}")
-        self._value, self._steps_since_overflow = float(value), steps
+        self._value = torch.tensor(value, dtype=torch.float32, device=self._value.device)
+        self._steps_since_overflow = torch.tensor(steps, device=self._value.device)

@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
-from accel.devices import current_device, find_device
+from accel.devices import Device, current_device, find_device
 from accel.errors import DeviceError
-from accel.precision.gradients import clip, dense_values, measure
+from accel.precision.flagged import step_unless, takes_flag
+from accel.precision.gradients import CLEAN, SATURATED, clip, dense_values, measure, unscale
 from accel.precision.loss_scale import DynamicLossScale, LossScale, NoLossScale
+from accel.precision.outcome import SkippedStep, StepOutcome
 from accel.precision.policy import Policy
 
-_logger = logging.getLogger("accel")
-
-
-@dataclass(frozen=True)
-class SkippedStep:
-    """Why a step was not taken.
-
-    Attributes:
-        step: Number of `Precision.step` calls before it.
-        parameter: The first whose gradient is not finite, in the model's order; `?` for one that
-            is not the model's.
-        value: `nan` or `inf`, whichever that gradient holds.
-        loss_scale: What the loss had been multiplied by.
-    """
-
-    step: int
-    parameter: str
-    value: str
-    loss_scale: float
+if TYPE_CHECKING:  # some builds of torch have no collectives, and no such name
+    from torch.distributed import ProcessGroup
 
 
 class Precision:
@@ -54,11 +38,13 @@ class Precision:
         policy: A `Policy` or its text, `compute=` float32, bfloat16 or float16.
         loss_scale: None takes a dynamic one for float16, whose gradients would vanish without, and
             none for the others.
+        group: The ranks that step together or not at all: all by default, where
+            `torch.distributed` is in use; None lets each decide alone.
 
     Attributes:
         policy: The policy.
         loss_scale: The loss scale.
-        last_skipped: Why the last skipped step was skipped; None if none was.
+        model: The model.
 
     Raises:
         TypeError: The policy is neither a `Policy` nor text.
@@ -72,22 +58,25 @@ class Precision:
         policy: str | Policy = "compute=bfloat16",
         *,
         loss_scale: LossScale | None = None,
+        group: ProcessGroup | Literal["world"] | None = "world",
     ) -> None:
         self.policy = Policy.parse(policy) if isinstance(policy, str) else policy
         if not isinstance(self.policy, Policy):
             raise TypeError(f"a policy is a Policy or text like 'compute=bfloat16', not {policy!r}")
-        self._model = model
+        self.model = model
         self._device_type = self._checked_device_type()
         if loss_scale is None:
             half = self.policy.compute == torch.float16
             loss_scale = DynamicLossScale() if half else NoLossScale()
         self.loss_scale = loss_scale
-        self.last_skipped: SkippedStep | None = None
+        self._group = group
+        self._outcomes: deque[StepOutcome] = deque()
+        self._last_skipped: SkippedStep | None = None
         self._steps = 0
         # Adjusted at the next backward and not in step: with several optimizers, the second one's
         # gradients carry the same scale as the first one's.
-        self._pending: bool | None = None
-        self._scaled = False
+        self._pending: Tensor | None = None
+        self._scaled = self._begun = False
         self._stepped: set[int] = set()
 
     def autocast(self) -> torch.autocast:
@@ -96,7 +85,7 @@ class Precision:
         Raises:
             accel.DeviceError: The model was moved to a device that does not compute in the dtype.
         """
-        first = next(self._model.parameters(), None)
+        first = next(self.model.parameters(), None)
         if first is not None and first.device.type != self._device_type:
             self._device_type = self._checked_device_type()
         enabled = self.policy.compute != torch.float32
@@ -119,24 +108,30 @@ class Precision:
             raise ValueError(
                 f"backward takes a scalar loss, not one of shape {tuple(loss.shape)}: take its mean"
             )
-        if self._pending is not None:
-            self.loss_scale.adjust(finite=self._pending)
-            self._pending = None
-        self._stepped.clear()
+        self.begin()
         self._scaled = True
-        scale = self.loss_scale.value
-        (loss if scale == 1.0 else loss * scale).backward(**arguments)
+        scale = self.loss_scale.factor
+        if isinstance(scale, Tensor):
+            loss = loss * scale.to(loss.device)
+        elif scale != 1.0:
+            loss = loss * scale
+        loss.backward(**arguments)
 
-    def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None = None) -> bool:
+    def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None = None) -> StepOutcome:
         """Unscale, check, clip, and step; or skip if a gradient is not finite.
+
+        Ranks agree: if a gradient of one is not finite, none steps. The host does not wait for an
+        optimizer that skips by a flag on the device (torch's with `fused=True`, from the second
+        step on, and unsharded); for another it waits until the gradients have been checked.
 
         Args:
             optimizer: Over parameters of the model.
             max_norm: Largest Euclidean norm of all its gradients together; None for no clipping.
 
         Returns:
-            Whether the optimizer stepped. If not, `last_skipped` says why, and so does a warning;
-            parameters and optimizer state are as before.
+            Whether the optimizer stepped: true or false when asked, which may wait for the device.
+            If it did not, `last_skipped` says why, and so does a warning; parameters and optimizer
+            state are as before.
 
         Raises:
             ValueError: There is no gradient to step by; under a loss scale, the gradients are not
@@ -144,22 +139,68 @@ class Precision:
                 `max_norm` is not positive.
         """
         parameters = self._with_gradients(optimizer, max_norm)
-        scale = self.loss_scale.value
+        if not isinstance(self.loss_scale, NoLossScale):
+            self._check_scaled(optimizer, parameters)
+        return self._take(optimizer, parameters, max_norm, self.loss_scale.factor, optimizer.step)
+
+    def begin(self) -> None:
+        """Take in what the last step taught; `backward` does it, and `attach` before a forward."""
+        self._learn()
+        if self._stepped or not self._begun:
+            self._stepped.clear()
+            self._begun = True
+            self._device().clear_overflow()
+
+    def take(
+        self,
+        optimizer: torch.optim.Optimizer,
+        max_norm: float | None,
+        step: Callable[[], Any],
+    ) -> StepOutcome:
+        """As `step`, of gradients that carry no loss scale any more, by a given function.
+
+        For loops that are not one's own: `attach` calls it.
+        """
+        parameters = self._with_gradients(optimizer, max_norm)
+        return self._take(optimizer, parameters, max_norm, 1.0, step)
+
+    def _take(
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: list[nn.Parameter],
+        max_norm: float | None,
+        scale: float | Tensor,
+        step: Callable[[], Any],
+    ) -> StepOutcome:
+        names = [name for name, _ in self.model.named_parameters()]
         with torch.no_grad():
             gradients = [dense_values(parameter) for parameter in parameters]
-            if scale != 1.0:
-                torch._foreach_mul_(gradients, 1.0 / scale)
-            magnitude = measure(gradients)
-            if magnitude.finite and max_norm is not None:
-                clip(gradients, magnitude, max_norm)
-        self._pending = magnitude.finite and self._pending is not False
+            overflow = self._device().overflow()
+            unscale(gradients, scale)
+            measured = measure(gradients, self._places(parameters), max_norm is not None)
+            code = self._agreed(measured.code, overflow)
+            known = not (self.loss_scale.on_device and takes_flag(optimizer, parameters))
+            factor = self.loss_scale.factor
+            outcome = StepOutcome(self._steps, code, factor, names, known)
+            if max_norm is not None and (not known or outcome):
+                clip(gradients, measured, max_norm, known)
+        finite = code == CLEAN
+        self._pending = finite if self._pending is None else finite & self._pending
         self._stepped.add(id(optimizer))
         self._steps += 1
-        if magnitude.finite:
-            optimizer.step()
-        else:
-            self._skip(parameters, scale)
-        return magnitude.finite
+        self._remember(outcome)
+        if not known:
+            step_unless(optimizer, ~finite, step)
+        elif outcome:
+            step()
+        return outcome
+
+    @property
+    def last_skipped(self) -> SkippedStep | None:
+        """Why the last skipped step was skipped, None if none was; waits for the device."""
+        while self._outcomes:
+            self._last_skipped = self._outcomes.popleft().skipped or self._last_skipped
+        return self._last_skipped
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold; plain values."""
@@ -167,7 +208,7 @@ class Precision:
             "policy": str(self.policy),
             "loss_scale": self.loss_scale.state_dict(),
             "steps": self._steps,
-            "pending": self._pending,
+            "pending": None if self._pending is None else bool(self._pending),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -189,13 +230,14 @@ class Precision:
         if not (counted and isinstance(scale, Mapping)):
             raise ValueError(f"this state of Precision is not valid: {dict(state)}")
         self.loss_scale.load_state_dict(scale)
-        self._steps, self._pending = steps, pending
-        self._scaled = False
+        self._steps = steps
+        self._pending = None if pending is None else torch.tensor(pending, device="cpu")
+        self._scaled = self._begun = False
         self._stepped.clear()
 
     def _checked_device_type(self) -> str:
         """Where the model is, which must compute in the policy's dtype."""
-        first = next(self._model.parameters(), None)
+        first = next(self.model.parameters(), None)
         device = current_device() if first is None else find_device(first.device)
         support = device.dtypes.of(self.policy.compute)
         if support != "compute":
@@ -219,8 +261,6 @@ class Precision:
         ]
         if not parameters:
             raise ValueError("no parameter of this optimizer has a gradient: call backward first")
-        if self.loss_scale.value != 1.0:
-            self._check_scaled(optimizer, parameters)
         return parameters
 
     def _check_scaled(
@@ -242,20 +282,34 @@ class Precision:
                 "and let autocast() compute in float16"
             )
 
-    def _skip(self, parameters: list[nn.Parameter], scale: float) -> None:
-        names = {id(parameter): name for name, parameter in self._model.named_parameters()}
-        order = {identity: place for place, identity in enumerate(names)}
-        for parameter in sorted(parameters, key=lambda p: order.get(id(p), len(order))):
-            gradient = dense_values(parameter)
-            if not bool(torch.isfinite(gradient).all()):
-                value = "nan" if bool(torch.isnan(gradient).any()) else "inf"
-                name = names.get(id(parameter), "?")
-                self.last_skipped = SkippedStep(self._steps - 1, name, value, scale)
-                _logger.warning(
-                    "step %d skipped: the gradient of %s holds %s (loss scale %g)",
-                    self._steps - 1,
-                    name,
-                    value,
-                    scale,
-                )
-                return
+    def _device(self) -> Device:
+        first = next(self.model.parameters(), None)
+        return current_device() if first is None else find_device(first.device)
+
+    def _places(self, parameters: list[nn.Parameter]) -> list[int]:
+        """Each one's place in the model; strangers come last."""
+        order = {id(parameter): n for n, parameter in enumerate(self.model.parameters())}
+        return [order.get(id(parameter), len(order)) for parameter in parameters]
+
+    def _agreed(self, code: Tensor, overflow: Tensor | None) -> Tensor:
+        """The least code of all ranks, and of the chip's own word."""
+        if overflow is not None:
+            code = torch.where(overflow.to(code.device), code.clamp(max=SATURATED), code)
+        if self._group is not None and distributed.is_available() and distributed.is_initialized():
+            group = None if self._group == "world" else self._group
+            if distributed.get_world_size(group) > 1:
+                distributed.all_reduce(code, distributed.ReduceOp.MIN, group)
+        return code
+
+    def _learn(self) -> None:
+        """Adjust the scale by the steps since the last backward."""
+        if self._pending is None:
+            return
+        finite = self._pending
+        self.loss_scale.adjust(finite=finite if self.loss_scale.on_device else bool(finite))
+        self._pending = None
+
+    def _remember(self, outcome: StepOutcome) -> None:
+        self._outcomes.append(outcome)
+        while self._outcomes and self._outcomes[0].is_known:
+            self._last_skipped = self._outcomes.popleft().skipped or self._last_skipped

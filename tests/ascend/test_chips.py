@@ -213,3 +213,33 @@ def test_dtypes_are_refused_in_operators_and_casts(monkeypatch):
         with pytest.raises(RuntimeError, match="bfloat16"):
             call()
     assert (x.cpu() == 1).all(), "stored bytes may be copied"
+
+
+OVERFLOW = """
+import torch, accel
+from torch import nn
+device = accel.current_device()
+model = nn.Linear(2, 1, bias=False).to(device.torch_device)
+precision = accel.precision.Precision(model, "compute=float16")
+optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+taken = []
+for size in (1.0, 1.0, 6e4, 1.0):
+    optimizer.zero_grad()
+    with precision.autocast():
+        out = model(torch.full((4, 2), size, device=device.torch_device))
+    precision.backward(out.float().sum() * 1e-4)
+    taken.append(bool(precision.step(optimizer)))
+skipped = precision.last_skipped
+print(*taken, precision.loss_scale.value, skipped.step, skipped.value, model.weight.grad.isfinite().all().item())
+"""
+
+
+def test_an_overflow_is_found_where_results_saturate(run_simulated):
+    """No gradient is infinite or NaN there; the chip's float status is what tells."""
+    result = run_simulated(OVERFLOW, faithful=True, chip="910A")
+    *taken, scale, step, value, finite = result.stdout.split()
+    assert taken == ["True", "True", "False", "True"]
+    assert (float(scale), step, value, finite) == (32768.0, "2", "overflow", "True")
+    result = run_simulated(OVERFLOW, faithful=True, chip="910B2")
+    assert result.stdout.split()[:6] == ["True", "True", "False", "True", "32768.0", "2"]
+    assert result.stdout.split()[6] == "inf"

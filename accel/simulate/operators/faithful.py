@@ -5,7 +5,8 @@
   in float32. The width is documented; that it rounds half to even is assumed.
 - `gelu` by the tanh formula unless `use_compatible_impl` is on (torch_npu's page of that switch).
 - On chips that saturate (910 and 310P; A2 and A3 under `INF_NAN_MODE_FORCE_DISABLE=1`), an infinite
-  result is the dtype's largest number and NaN is 0 (torch_npu's page of `INF_NAN_MODE_ENABLE`).
+  result is the dtype's largest number and NaN is 0 (torch_npu's page of `INF_NAN_MODE_ENABLE`), and
+  the float status tells that it happened (`npu_get_float_status`).
 
 What else differs is torch_npu's own code and therefore there in every mode: float64 that becomes
 float32, and the rules its autocast lacks. How the chip itself rounds is not published and not
@@ -99,8 +100,34 @@ def _saturating(plan: Plan, run: Kernel) -> Kernel:
 
 
 def _saturate(value: Any) -> None:
+    global _overflowed
     if isinstance(value, (list, tuple)):
         for item in value:
             _saturate(item)
     elif isinstance(value, Tensor) and value.is_floating_point():
+        _overflowed = _overflowed or not bool(value.isfinite().all())
         torch.nan_to_num_(value, nan=0.0)
+
+
+# The chip's float status: set by what saturates, until it is cleared.
+_overflowed = False
+
+
+def get_float_status(self: Tensor) -> Tensor:
+    """A status of eight numbers, float32 `[8]`: the first is 1 after an overflow."""
+    status = torch.zeros_like(self)
+    status[0] = float(_overflowed)
+    return status
+
+
+def clear_float_status(self: Tensor) -> Tensor:
+    """Forget overflows."""
+    global _overflowed
+    _overflowed = False
+    return torch.zeros_like(self)
+
+
+STATUS: dict[str, Kernel] = {
+    "npu::npu_get_float_status": get_float_status,
+    "npu::npu_clear_float_status": clear_float_status,
+}

@@ -64,7 +64,7 @@ def register(machine: Machine) -> None:
     memory.runtime().set_operator_handler(aclop.HANDLER)
     if not machine.profile.bfloat16:
         generic.unsupported_dtypes.add(torch.bfloat16)
-    compute: dict[str, Kernel] = {**recurrent.COMPUTE, **missing.COMPUTE}
+    compute: dict[str, Kernel] = {**recurrent.COMPUTE, **missing.COMPUTE, **faithful.STATUS}
     compute |= {f"npu::{name}": reference for name, reference in REFERENCES.items()}
     registered = _registered(DEVICE_KEY)
     # What torch's own derivatives call on an accelerator and torch_npu does without.
