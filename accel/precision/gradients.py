@@ -21,12 +21,10 @@ class Measured(NamedTuple):
             finite twice its place in the model, plus one for NaN: the least of many is the first.
         norm: Euclidean norm of them all, float32 `[]`; not finite where a gradient is not, or
             where it overflows. Zero if it was not asked for.
-        largest: Largest magnitude of them all, float32 `[]`.
     """
 
     code: Tensor
     norm: Tensor
-    largest: Tensor
 
 
 def dense_values(parameter: nn.Parameter) -> Tensor:
@@ -60,14 +58,13 @@ def measure(gradients: list[Tensor], places: list[int], with_norm: bool) -> Meas
     device = gradients[0].device
     filled = [(g, place) for g, place in zip(gradients, places, strict=True) if _size(g)]
     if not filled:
-        zero = torch.zeros((), device=device)
-        return Measured(torch.full((), CLEAN, device=device), zero, zero)
+        return Measured(torch.full((), CLEAN, device=device), torch.zeros((), device=device))
     tensors = [gradient for gradient, _ in filled]
     order = torch.tensor([place for _, place in filled], device=device)
     each = largest_of_each(tensors, device)
     codes = torch.where(each.isfinite(), CLEAN, order * 2 + each.isnan())
     norm = total_norm(tensors, device) if with_norm else each.new_zeros(())
-    return Measured(codes.min(), norm, each.max())
+    return Measured(codes.min(), norm)
 
 
 def largest_of_each(tensors: list[Tensor], device: torch.device) -> Tensor:
@@ -79,17 +76,17 @@ def largest_of_each(tensors: list[Tensor], device: torch.device) -> Tensor:
     return torch.stack([norms[n] for n in range(len(tensors))])
 
 
-def total_norm(tensors: list[Tensor], device: torch.device) -> Tensor:
-    """Euclidean norm over all tensors and, of sharded ones, over all ranks; float32 `[]`."""
+def total_norm(tensors: list[Tensor], device: torch.device, order: float = 2.0) -> Tensor:
+    """A norm over all tensors and, of sharded ones, over all ranks; float32 `[]`."""
     groups: dict[object, list[Tensor]] = {}
     for tensor in tensors:  # torch adds up norms of one device mesh only
         groups.setdefault(getattr(tensor, "device_mesh", None), []).append(tensor)
     norms = []
     for group in groups.values():
-        norm = torch.nn.utils.get_total_norm(group)
+        norm = torch.nn.utils.get_total_norm(group, order)
         full = getattr(norm, "full_tensor", None)
         norms.append((norm if full is None else full()).to(device, torch.float32))
-    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), order)
 
 
 def clip(gradients: list[Tensor], measured: Measured, max_norm: float, known: bool) -> None:
@@ -109,8 +106,9 @@ def clip(gradients: list[Tensor], measured: Measured, max_norm: float, known: bo
         _multiply(gradients, coefficient)
         return
     # In units of the largest, so that the norm is at most the root of their number.
-    largest = measured.largest
-    shares = [gradient / largest.to(gradient.device) for gradient in gradients if _size(gradient)]
+    filled = [gradient for gradient in gradients if gradient.numel()]
+    largest = total_norm(filled, measured.norm.device, math.inf)
+    shares = [gradient / largest.to(gradient.device) for gradient in filled]
     relative = total_norm(shares, largest.device)
     overflows = measured.norm.isinf() & largest.isfinite()
     far = overflows & (largest.double() * relative.double() > max_norm)
