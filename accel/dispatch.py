@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from accel.errors import BackendError
-from accel_kernels import segmented_attention
+from accel_kernels import scaled_matmul, segmented_attention
 from accel_kernels.spec import REFERENCE, KernelSpec, Operation, Request
 
 ENTRY_POINT_GROUP = "accel.kernels"
@@ -81,7 +81,8 @@ class KernelFailure:
 
 
 _OPERATIONS: dict[str, Operation] = {
-    operation.name: operation for operation in (segmented_attention.OPERATION,)
+    operation.name: operation
+    for operation in (segmented_attention.OPERATION, scaled_matmul.OPERATION)
 }
 _failures: list[KernelFailure] = []
 # Choices, by request or by call; bounded, since sequence lengths are part of either.

@@ -21,21 +21,43 @@ collect_ignore = [] if active() else ["ascend"]
 CHOICES = ("ACCEL_DEVICE", "ACCEL_BACKEND", "LOCAL_RANK", "RANK", "WORLD_SIZE")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="the long forms too, as ci/full runs them")
+
+
+def pytest_configure(config):
+    line = "long: more of what a short form beside it proves; run by ci/full (pytest --long)"
+    config.addinivalue_line("markers", line)
+
+
 def pytest_collection_modifyitems(config, items):
-    """On a simulated Ascend, leave out what supposes or fakes a machine without one."""
-    if active():
-        left_out = [item for item in items if item.get_closest_marker("without_npu")]
+    """Leave out long forms, and on a simulated Ascend what supposes a machine without one."""
+    names = [] if config.getoption("--long") else ["long"]
+    names += ["without_npu"] if active() else []
+    left_out = {item for item in items if any(map(item.get_closest_marker, names))}
+    if left_out:
         items[:] = [item for item in items if item not in left_out]
-        config.hook.pytest_deselected(items=left_out)
+        config.hook.pytest_deselected(items=list(left_out))
 
 
 def pytest_generate_tests(metafunc):
-    """`device` runs a test on every device here: on a GPU machine on the GPUs too."""
+    """`device` runs a test on every device here: on a GPU machine on the GPUs too.
+
+    On a simulated Ascend the CPU is left to the plain run. A kernel is the same on every chip, so
+    there the others are long forms.
+    """
     own = any("device" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
     if "device" in metafunc.fixturenames and not own:
         import accel
 
-        metafunc.parametrize("device", accel.available_devices(), ids=str)
+        def marks(device):
+            kernels = ROOT / "tests" / "kernels" in metafunc.definition.path.parents
+            other = device.family == "cpu" or (kernels and device.index)
+            return [pytest.mark.long] * bool(active() and other)
+
+        here = accel.available_devices()
+        devices = [pytest.param(device, id=str(device), marks=marks(device)) for device in here]
+        metafunc.parametrize("device", devices)
 
 
 @pytest.fixture(autouse=True)

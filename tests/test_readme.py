@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.preloaded import start
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -23,16 +25,13 @@ BLOCKS = {
 
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS.keys())
 def test_python_blocks_run(block: str, tmp_path: Path) -> None:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", block],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    assert not list(tmp_path.iterdir()), "a block left files behind"
+    script, output, empty = tmp_path / "block.py", tmp_path / "output", tmp_path / "empty"
+    script.write_text(block)
+    empty.mkdir()
+    process = start(script, output, cwd=empty, strict=True)
+    process.join()
+    assert process.exitcode == 0, output.read_text()
+    assert not list(empty.iterdir()), "a block left files behind"
 
 
 def test_the_first_example_comes_within_20_lines() -> None:

@@ -121,7 +121,10 @@ def segmented_attention(
         ValueError: Shapes, devices or numbers do not fit, or no backend has that name.
         accel.BackendError: The named backend, or every backend, cannot serve the call.
     """
-    query, key, value = cast_for_autocast(query, key, value)
+    # Off: asked once, and in a fraction of a microsecond.
+    autocast = torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled()
+    if autocast:
+        query, key, value = cast_for_autocast(query, key, value)
     chosen = kernel_of_call(
         query, key, value, mask, is_causal, scale, dropout_p, dropout_seed, softcap, bias,
         segment_size, return_lse, backend,
@@ -129,9 +132,9 @@ def segmented_attention(
     dropout = None
     if dropout_p > 0.0:
         dropout = Dropout(dropout_p, draw_seed() if dropout_seed is None else dropout_seed)
-    kind = query.device.type
+    kind = query.device.type if autocast else ""
     # Switching it off costs microseconds, so only where it is on.
-    off = torch.autocast(kind, enabled=False) if under_autocast(kind) else contextlib.nullcontext()
+    off = torch.autocast(kind, enabled=False) if autocast and under_autocast(kind) else _NOTHING
     with off:
         out, lse = chosen.kernel(
             query,
@@ -146,6 +149,9 @@ def segmented_attention(
             return_lse=return_lse,
         )
     return AttentionState(out, lse) if return_lse else out
+
+
+_NOTHING = contextlib.nullcontext()
 
 
 def draw_seed() -> Tensor:

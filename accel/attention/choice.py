@@ -50,17 +50,19 @@ def kernel_of_call(
         ValueError: As `accel.segmented_attention`.
         accel.BackendError: The named backend, or every backend, cannot serve the call.
     """
-    if torch.compiler.is_compiling():
-        place = None
-    else:
-        place = _place(
-            (query, key, value), mask, bias,
-            (is_causal, scale, dropout_p, dropout_seed, softcap, segment_size, return_lse, backend),
+    place = None
+    if not torch.compiler.is_compiling():
+        options = (
+            is_causal, scale, dropout_p, dropout_seed, softcap, segment_size, return_lse, backend,
         )  # fmt: skip
-    found: Chosen | None = dispatch.remembered(place) if place is not None else None
-    if found is not None:
-        # Not the mask of the call that was remembered: its owner may have changed it since.
-        return found._replace(mask=mask_of(mask, is_causal))
+        place = _place(query, key, value, mask, bias, options)
+        if place is not None:
+            found: Chosen | None = dispatch.remembered(place)
+            if found is not None:
+                if mask is None:
+                    return found
+                # Not the mask that was remembered: its owner may have changed it since.
+                return Chosen(found.kernel, mask_of(mask, is_causal), None)
     asked = request(
         query,
         key,
@@ -82,30 +84,54 @@ def kernel_of_call(
 
 
 def _place(
-    tensors: tuple[Tensor, Tensor, Tensor], mask: Any, bias: Any, options: tuple[Any, ...]
+    query: Tensor, key: Tensor, value: Tensor, mask: Any, bias: Any, options: tuple[Any, ...]
 ) -> tuple[Any, ...] | None:
-    """All that an answer depends on; None where that is not a few hashable things."""
-    if bias is not None:
-        return None
+    """All that an answer depends on; None where that is not a few hashable things.
+
+    Asks each tensor as little as possible: of a few microseconds most are attributes of tensors.
+    What makes a call an error need not be told apart, since only answers are remembered.
+    """
     mask_key = None
-    if mask is not None and (not isinstance(mask, Mask) or (mask_key := mask.key()) is None):
+    if bias is not None or (
+        mask is not None and (not isinstance(mask, Mask) or (mask_key := mask.key()) is None)
+    ):
         return None
-    query, key, value = tensors
     # A class of its own may mean anything; a parameter is a tensor.
     if not (type(query) in _PLAIN and type(key) in _PLAIN and type(value) in _PLAIN):
         return None
-    if not (query.dim() == key.dim() == value.dim() == 4 and type(options[3]) in _SEEDS):
+    # True equals 1 and 1.0, in a dictionary too, but is refused where they are not.
+    for option, types in zip(options, _OPTION_TYPES, strict=True):
+        if type(option) not in types:
+            return None
+    dtype, device, layout = query.dtype, query.device, torch.strided
+    if not (
+        key.dtype is dtype
+        and value.dtype is dtype
+        and query.layout is layout
+        and key.layout is layout
+        and value.layout is layout
+        and key.device == device
+        and value.device == device
+    ):
         return None
+    strides = query.stride(), key.stride(), value.stride()
+    if not len(strides[0]) == len(strides[1]) == len(strides[2]) == 4:
+        return None
+    needs_grad = torch.is_grad_enabled() and (
+        query.requires_grad or key.requires_grad or value.requires_grad
+    )
     return (
-        # True equals 1 and 1.0, in a dictionary too, but is refused where they are not.
-        options, *map(type, options), mask_key, *choice_in_force("segmented_attention"),
-        query.shape, query.dtype, query.device, query.layout, query.requires_grad,
-        key.shape, key.dtype, key.device, key.layout, key.requires_grad,
-        value.shape, value.dtype, value.device, value.layout, value.requires_grad,
-        query.stride(3), key.stride(3), value.stride(3),
-        torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled(),
+        query.shape, key.shape, value.shape, strides[0][3], strides[1][3], strides[2][3],
+        dtype, device, needs_grad, torch.are_deterministic_algorithms_enabled(),
+        options, mask_key, choice_in_force("segmented_attention"),
     )  # fmt: skip
 
 
-_SEEDS = (type(None), int)
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = frozenset({Tensor, torch.nn.Parameter})
+_NUMBER = frozenset({type(None), int, float})
+_WHOLE = frozenset({type(None), int})
+_BOOL = frozenset({bool})
+# Of is_causal, scale, dropout_p, dropout_seed, softcap, segment_size, return_lse, backend.
+_OPTION_TYPES = (
+    _BOOL, _NUMBER, _NUMBER, _WHOLE, _NUMBER, _WHOLE, _BOOL, frozenset({type(None), str}),
+)  # fmt: skip

@@ -8,6 +8,7 @@ import os
 import sys
 
 from accel.doctor import DEFAULT_TIMEOUT, diagnose, render
+from accel.doctor.autocast import render_autocast, survey_autocast
 
 
 def _seconds(text: str) -> float:
@@ -24,6 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "where everything that was found can be used, 1 otherwise, 2 for wrong usage."
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+    parser.add_argument(
+        "--autocast",
+        action="store_true",
+        help="instead, call every operator under this machine's own autocast, and list those that "
+        "compute in another dtype than by Accel's table",
+    )
     parser.add_argument(
         "--timeout",
         type=_seconds,
@@ -61,22 +68,33 @@ def run(arguments: argparse.Namespace) -> int:
         130 if interrupted.
     """
     watched = sys.stderr.isatty()
-    progress = _show_progress if watched else lambda name: None
     try:
-        report = diagnose(timeout=arguments.timeout, progress=progress)
+        text, status = _answer(arguments, watched)
     except KeyboardInterrupt:
         print("\naccel doctor: interrupted", file=sys.stderr)
         return 130
     if watched:
         _clear_progress()
-    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    text = (
-        json.dumps(report.to_json(), indent=2) + "\n" if arguments.json else render(report, colour)
-    )
     try:
         _print(text)
     except OSError as error:
         print(f"accel doctor: cannot write the report: {error}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return 2
-    return report.status
+    return status
+
+
+def _answer(arguments: argparse.Namespace, watched: bool) -> tuple[str, int]:
+    """The text to print, and the exit status."""
+    progress = _show_progress if watched else lambda name: None
+    if arguments.autocast:
+        progress("autocast")
+        measured = survey_autocast(timeout=arguments.timeout)
+        found, status = measured.to_json(), measured.status
+        text = "" if arguments.json else render_autocast(measured)
+    else:
+        report = diagnose(timeout=arguments.timeout, progress=progress)
+        found, status = report.to_json(), report.status
+        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        text = "" if arguments.json else render(report, colour)
+    return json.dumps(found, indent=2) + "\n" if arguments.json else text, status

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from accel.devices.accelerator import AcceleratorDevice
+from accel.devices.formats import ScaledProduct, cuda_products
 
 
 def _count(built_for_it: bool) -> int:
@@ -27,6 +28,10 @@ class CudaDevice(AcceleratorDevice):
         if torch.cuda.get_device_capability(self.index) < (8, 9):
             return frozenset()
         return frozenset({torch.float8_e4m3fn, torch.float8_e5m2})
+
+    def scaled_products(self) -> frozenset[ScaledProduct]:
+        """By its compute capability."""
+        return cuda_products(torch.cuda.get_device_capability(self.index))
 
 
 class RocmDevice(AcceleratorDevice):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
 
 from accel.devices import Device, current_device, find_device
-from accel.errors import DeviceError
+from accel.precision.application import Application
+from accel.precision.autocast import portable_autocast
+from accel.precision.controller import Controller, ControllerConfig
 from accel.precision.flagged import step_unless, takes_flag
+from accel.precision.fp8 import LinearState, advance
 from accel.precision.gradients import CLEAN, SATURATED, clip, dense_values, measure, unscale
 from accel.precision.loss_scale import DynamicLossScale, LossScale, NoLossScale
 from accel.precision.outcome import SkippedStep, StepOutcome
@@ -33,23 +38,33 @@ class Precision:
         stepped = precision.step(optimizer, max_norm=1.0)
         ```
 
+    Modules that a rule of the policy gives formats of their own change their class, and nothing
+    else: parameters, names and state dict stay those of the plain model. `close` changes it back.
+
     Args:
         model: Its parameters' device decides where autocast acts, also after it was moved.
-        policy: A `Policy` or its text, `compute=` float32, bfloat16 or float16.
-        loss_scale: None takes a dynamic one for float16, whose gradients would vanish without, and
-            none for the others.
-        group: The ranks that step together or not at all: all by default, where
-            `torch.distributed` is in use; None lets each decide alone.
+        policy: A `Policy`, or its text (`accel.precision.policy.notation`).
+        loss_scale: None takes a dynamic one where something computes in float16, whose gradients
+            would vanish without, and none elsewhere.
+        controller: Moves operands between formats by what is measured of them; None keeps the
+            formats of the policy.
+        log: File in which the controller writes down what it decides and why.
+        group: The ranks that step together or not at all, and whose measurements are joined: all
+            by default, where `torch.distributed` is in use; None lets each decide alone.
 
     Attributes:
         policy: The policy.
         loss_scale: The loss scale.
         model: The model.
+        resolution: What each module gets, and by which rule.
+        controller: The controller, if there is one.
 
     Raises:
-        TypeError: The policy is neither a `Policy` nor text.
-        ValueError: The policy's text is not understood.
-        accel.DeviceError: The model's device does not compute in the policy's dtype.
+        TypeError: The policy is neither a `Policy` nor text, or a module cannot be changed.
+        ValueError: The policy's text is not understood, a rule decides nothing, the model's
+            parameters are not in the policy's dtype, or there is nothing to control.
+        accel.DeviceError: The model's device lacks a format, and the policy does not accept
+            emulation.
     """
 
     def __init__(
@@ -58,16 +73,23 @@ class Precision:
         policy: str | Policy = "compute=bfloat16",
         *,
         loss_scale: LossScale | None = None,
+        controller: ControllerConfig | None = None,
+        log: str | os.PathLike[str] | None = None,
         group: ProcessGroup | Literal["world"] | None = "world",
     ) -> None:
         self.policy = Policy.parse(policy) if isinstance(policy, str) else policy
         if not isinstance(self.policy, Policy):
             raise TypeError(f"a policy is a Policy or text like 'compute=bfloat16', not {policy!r}")
+        if log is not None and controller is None:
+            raise ValueError("log is where a controller writes: give controller=ControllerConfig()")
         self.model = model
-        self._device_type = self._checked_device_type()
+        _check_parameters(model, self.policy)
+        first = next(model.parameters(), None)
+        self._device_type = current_device().torch_type if first is None else first.device.type
+        self.resolution = self.policy.resolve(model, current_device() if first is None else None)
         if loss_scale is None:
-            half = self.policy.compute == torch.float16
-            loss_scale = DynamicLossScale() if half else NoLossScale()
+            computed = {self.resolution.compute, *(p.compute for p in self.resolution.values())}
+            loss_scale = DynamicLossScale() if torch.float16 in computed else NoLossScale()
         self.loss_scale = loss_scale
         self._group = group
         self._outcomes: deque[StepOutcome] = deque()
@@ -78,19 +100,24 @@ class Precision:
         self._pending: Tensor | None = None
         self._scaled = self._begun = False
         self._stepped: set[int] = set()
+        self._application = Application(self.resolution)
+        self._application.return_in(model, self.policy)
+        self.controller: Controller | None = None
+        if controller is not None:
+            self.controller = self._controlled(controller, log)
 
-    def autocast(self) -> torch.autocast:
-        """The block for forward and loss; does nothing for float32.
+    def autocast(self) -> AbstractContextManager[None]:
+        """The block for forward and loss: portable autocast; does nothing for float32.
 
         Raises:
-            accel.DeviceError: The model was moved to a device that does not compute in the dtype.
+            accel.DeviceError: The model was moved to a device that lacks what it computes in.
         """
         first = next(self.model.parameters(), None)
         if first is not None and first.device.type != self._device_type:
-            self._device_type = self._checked_device_type()
-        enabled = self.policy.compute != torch.float32
-        dtype = self.policy.compute if enabled else None
-        return torch.autocast(self._device_type, dtype=dtype, enabled=enabled)
+            self.policy.resolve(self.model, first.device)
+            self._device_type = first.device.type
+        dtype = self.resolution.compute
+        return portable_autocast(self._device_type, dtype, enabled=dtype != torch.float32)
 
     def backward(self, loss: Tensor, **arguments: Any) -> None:
         """`loss.backward()`, scaled where the dtype needs it.
@@ -186,6 +213,7 @@ class Precision:
                 clip(gradients, measured, max_norm, known)
         finite = code == CLEAN
         self._pending = finite if self._pending is None else finite & self._pending
+        is_first = not self._stepped  # of several optimizers, for one backward
         self._stepped.add(id(optimizer))
         self._steps += 1
         self._remember(outcome)
@@ -193,6 +221,8 @@ class Precision:
             step_unless(optimizer, ~finite, step)
         elif outcome:
             step()
+        if is_first:
+            self._end_step(outcome)
         return outcome
 
     @property
@@ -209,6 +239,8 @@ class Precision:
             "loss_scale": self.loss_scale.state_dict(),
             "steps": self._steps,
             "pending": None if self._pending is None else bool(self._pending),
+            "layers": {name: one.state_dict() for name, one in self.layers.items()},
+            "controller": None if self.controller is None else self.controller.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -218,35 +250,78 @@ class Precision:
             ValueError: It was saved under another policy, or is not such a state; nothing has
                 changed then.
         """
-        if set(state) != {"policy", "loss_scale", "steps", "pending"}:
+        if set(state) != _STATE:
             raise ValueError(f"this is no state of Precision: it has {sorted(state)}")
         if state["policy"] != str(self.policy):
             raise ValueError(
                 f"the checkpoint was trained under {state['policy']!r}, this run has "
                 f"{str(self.policy)!r}: construct Precision with the checkpoint's policy"
             )
-        steps, pending, scale = state["steps"], state["pending"], state["loss_scale"]
+        self._check_state(state)
+        before = self.state_dict()
+        try:
+            self._load(state)
+        except ValueError:
+            self._load(before)
+            raise
+
+    @property
+    def layers(self) -> dict[str, LinearState]:
+        """The states of the layers in eight bits, by qualified name."""
+        return self._application.layers
+
+    def close(self) -> None:
+        """Make the model's modules again what they were, and complete the controller's log."""
+        self._application.remove()
+        if self.controller is not None:
+            self.controller.close()
+
+    def _check_state(self, state: Mapping[str, Any]) -> None:
+        steps, pending, layers = state["steps"], state["pending"], state["layers"]
         counted = isinstance(steps, int) and steps >= 0 and pending in (None, True, False)
-        if not (counted and isinstance(scale, Mapping)):
+        if not (counted and isinstance(state["loss_scale"], Mapping)):
             raise ValueError(f"this state of Precision is not valid: {dict(state)}")
-        self.loss_scale.load_state_dict(scale)
-        self._steps = steps
+        if not isinstance(layers, Mapping) or set(layers) != set(self.layers):
+            raise ValueError(
+                "the checkpoint's layers in eight bits are not those of this model and policy: "
+                f"{sorted(set(self.layers) ^ set(layers or ()))} differ"
+            )
+        if (state["controller"] is None) != (self.controller is None):
+            raise ValueError(
+                "the checkpoint was trained "
+                + ("with" if self.controller is None else "without")
+                + " a controller, this run is not: construct Precision as for the checkpoint"
+            )
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        self.loss_scale.load_state_dict(state["loss_scale"])
+        for name, one in self.layers.items():
+            one.load_state_dict(state["layers"][name])
+        if self.controller is not None:
+            self.controller.load_state_dict(state["controller"])
+        pending = state["pending"]
+        self._steps = state["steps"]
         self._pending = None if pending is None else torch.tensor(pending, device="cpu")
         self._scaled = self._begun = False
         self._stepped.clear()
 
-    def _checked_device_type(self) -> str:
-        """Where the model is, which must compute in the policy's dtype."""
-        first = next(self.model.parameters(), None)
-        device = current_device() if first is None else find_device(first.device)
-        support = device.dtypes.of(self.policy.compute)
-        if support != "compute":
-            name = str(self.policy.compute).removeprefix("torch.")
-            raise DeviceError(
-                f"{device} ({device.name}) does not compute in {name} ({support}); choose another "
-                "policy, such as compute=float16 or compute=float32"
-            )
-        return device.torch_type
+    def _controlled(
+        self, config: ControllerConfig, log: str | os.PathLike[str] | None
+    ) -> Controller:
+        try:
+            if self._group is None and _world_size(None) > 1:
+                raise ValueError("a controller needs ranks that agree: give a group")
+            return Controller(self.layers, config, log=log, group=_group(self._group))
+        except BaseException:
+            self._application.remove()
+            raise
+
+    def _end_step(self, outcome: StepOutcome) -> None:
+        """Close the step of the layers in eight bits, once for all optimizers."""
+        if self.layers:
+            advance(self.layers.values(), _group(self._group), reduce=self._group is not None)
+        if self.controller is not None:
+            self.controller.after_step(skipped=lambda: not outcome)
 
     def _with_gradients(
         self, optimizer: torch.optim.Optimizer, max_norm: float | None
@@ -295,10 +370,8 @@ class Precision:
         """The least code of all ranks, and of the chip's own word."""
         if overflow is not None:
             code = torch.where(overflow.to(code.device), code.clamp(max=SATURATED), code)
-        if self._group is not None and distributed.is_available() and distributed.is_initialized():
-            group = None if self._group == "world" else self._group
-            if distributed.get_world_size(group) > 1:
-                distributed.all_reduce(code, distributed.ReduceOp.MIN, group)
+        if self._group is not None and _world_size(_group(self._group)) > 1:
+            distributed.all_reduce(code, distributed.ReduceOp.MIN, _group(self._group))
         return code
 
     def _learn(self) -> None:
@@ -313,3 +386,29 @@ class Precision:
         self._outcomes.append(outcome)
         while self._outcomes and self._outcomes[0].is_known:
             self._last_skipped = self._outcomes.popleft().skipped or self._last_skipped
+
+
+_STATE = {"policy", "loss_scale", "steps", "pending", "layers", "controller"}
+
+
+def _check_parameters(model: nn.Module, policy: Policy) -> None:
+    """Refuse a model in other dtypes than a policy that names one says; float32 is not enforced."""
+    if policy.params == torch.float32:
+        return
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != policy.params:
+            raise ValueError(
+                f"the policy keeps parameters in {policy.params}, but {name} is {parameter.dtype}: "
+                f"call model.to({policy.params}) before the optimizer is made"
+            )
+
+
+def _group(group: ProcessGroup | Literal["world"] | None) -> ProcessGroup | None:
+    """As torch.distributed takes it, where None means all ranks."""
+    return None if isinstance(group, str) else group
+
+
+def _world_size(group: ProcessGroup | None) -> int:
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 1
+    return distributed.get_world_size(group)

@@ -1,59 +1,25 @@
 """What differs between chips, and the documented numerics of `--faithful`."""
 
+import functools
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from accel.devices.chips import chip
 from accel.simulate import Machine
+from accel.simulate.machine import VARIABLE
 from accel.simulate.operators import faithful, generic
 
 NPU = torch.device("npu", 0)
-FACTS = """
-import json, warnings, torch
-warnings.simplefilter("ignore")
-p = torch.npu.get_device_properties(0)
-facts = {"name": p.name, "memory": p.total_memory, "cubes": p.cube_core_num}
-def works(f):
-    try:
-        f()
-        return True
-    except (RuntimeError, NotImplementedError) as error:
-        return str(error)
-def on(dtype):
-    return torch.ones(4, 4, device="npu").to(dtype)
-facts["bfloat16"] = works(lambda: on(torch.bfloat16) @ on(torch.bfloat16))
-e4m3 = lambda: torch.ones(16, 16).to(torch.float8_e4m3fn).npu()
-one = torch.ones((), device="npu")
-half = torch.bfloat16
-facts["fp8"] = works(lambda: torch._scaled_mm(e4m3(), e4m3().t(), one, one, out_dtype=half))
-double = torch.ones(3, device="npu").double()
-facts["double"] = str(double.dtype)
-facts["jit"] = not torch.npu.is_jit_compile_false()
-print(json.dumps(facts))
-"""
 
 
-@pytest.mark.parametrize("name", ["910A", "910B2", "910_9391", "950"])
-def test_a_chip_is_what_its_profile_says(run_simulated, name):
-    result = run_simulated(FACTS, chip=name)
-    assert result.returncode == 0, result.stderr
-    facts = json.loads(result.stdout)
-    profile = chip(name)
-    assert facts["name"] == profile.soc_name
-    assert (
-        facts["memory"] == profile.memory_bytes // 2**20 or facts["memory"] == profile.memory_bytes
-    )
-    assert facts["cubes"] == profile.cube_cores
-    assert (facts["bfloat16"] is True) == profile.bfloat16, facts
-    assert (facts["fp8"] is True) == profile.fp8, facts
-    assert facts["double"] == "torch.float32", "torch_npu's own rule"
-    assert facts["jit"] == profile.jit_compile
-    if not profile.bfloat16:
-        assert "does not compute in it" in facts["bfloat16"]
-    if not profile.fp8:
-        assert "8-bit floats" in facts["fp8"]
+def test_it_has_the_memory_of_the_chip():
+    """What else a chip is, and other chips: tests/simulate/test_devices_npu.py."""
+    assert torch.npu.get_device_properties(0).total_memory == chip("910B2").memory_bytes
 
 
 def test_float64_becomes_float32_with_torch_npus_warning(run_simulated):
@@ -63,6 +29,44 @@ def test_float64_becomes_float32_with_torch_npus_warning(run_simulated):
 
 
 # --- faithful ----------------------------------------------------------------------------------
+
+PRINTING = """
+import json, sys
+for name, code in json.loads(sys.argv[1]).items():
+    print(f"{name}:", end=" ", flush=True)
+    exec(compile(code, name, "exec"), {})
+    print("end")
+"""
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """The words that scripts print, run one after another in one process for each machine."""
+
+    @functools.cache
+    def on(chip, faithful):
+        names = {
+            ("910A", True): ("OVERFLOW", "SATURATION"),
+            ("910B2", True): ("OVERFLOW", "SATURATION", "CONVOLUTION", "GELU"),
+            ("910B2", False): ("AUTOCAST", "CONVOLUTION", "GELU"),
+        }[chip, faithful]
+        scripts = json.dumps({name: globals()[name] for name in names})
+        result = subprocess.run(
+            [sys.executable, "-c", PRINTING, scripts],
+            env={**os.environ, VARIABLE: Machine(chip=chip, faithful=faithful).to_text()},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            cwd=tmp_path_factory.mktemp("chips"),
+        )
+        assert result.returncode == 0, result.stderr
+        words = result.stdout.split()
+        return {
+            name: words[words.index(f"{name}:") + 1 : words.index("end", words.index(f"{name}:"))]
+            for name in names
+        }
+
+    return lambda script, chip="910B2", *, faithful=True: on(chip, faithful)[script]
 
 
 def test_hf32_keeps_eleven_bits_and_rounds_half_to_even():
@@ -105,12 +109,12 @@ print((product() - truth).abs().max().item() / plain)
 """
 
 
-def test_faithful_convolutions_are_hf32_until_switched_off(run_simulated):
-    on, off, ratio = map(float, run_simulated(CONVOLUTION, faithful=True).stdout.split())
+def test_faithful_convolutions_are_hf32_until_switched_off(said):
+    on, off, ratio = map(float, said("CONVOLUTION"))
     assert 1e-5 < on < 1e-2
     assert off < 1e-6
     assert ratio > 100
-    on, off, ratio = map(float, run_simulated(CONVOLUTION).stdout.split())
+    on, off, ratio = map(float, said("CONVOLUTION", faithful=False))
     assert on < 1e-6
     assert ratio == 1
 
@@ -131,10 +135,9 @@ print((F.gelu(there).cpu() == exact).all().item())
 """
 
 
-def test_faithful_gelu_is_the_tanh_formula(run_simulated):
-    result = run_simulated(GELU, faithful=True)
-    assert result.stdout.split() == ["True", "True", "True"], result.stderr
-    assert run_simulated(GELU).stdout.split() == ["False", "False", "True"]
+def test_faithful_gelu_is_the_tanh_formula(said):
+    assert said("GELU") == ["True", "True", "True"]
+    assert said("GELU", faithful=False) == ["False", "False", "True"]
 
 
 SATURATION = """
@@ -149,11 +152,11 @@ print(*x.exp().tolist()[:1], *x.sqrt().tolist()[1:2], *y.tolist(), out[0].item()
 """
 
 
-def test_faithful_first_generation_saturates(run_simulated):
+def test_faithful_first_generation_saturates(said):
     largest = torch.finfo(torch.float16).max
-    values = run_simulated(SATURATION, faithful=True, chip="910A").stdout.split()
+    values = said("SATURATION", "910A")
     assert [float(v) for v in values[:5]] == [largest, 0.0, largest, largest, 0.0]
-    values = run_simulated(SATURATION, faithful=True, chip="910B2").stdout.split()
+    values = said("SATURATION")
     assert values[:5] == ["inf", "nan", "inf", "inf", "nan"]
 
 
@@ -175,9 +178,9 @@ with torch.autocast("npu", dtype=torch.float16):
 """
 
 
-def test_autocast_has_the_rules_of_torch_npu(run_simulated):
+def test_autocast_has_the_rules_of_torch_npu(said):
     """CUDA computes rms_norm in float32; torch_npu has no rule for it, in any mode of ours."""
-    assert run_simulated(AUTOCAST).stdout.split() == [
+    assert said("AUTOCAST", faithful=False) == [
         "torch.float16", "torch.float16", "torch.float32",
     ]  # fmt: skip
 
@@ -230,16 +233,14 @@ for size in (1.0, 1.0, 6e4, 1.0):
     precision.backward(out.float().sum() * 1e-4)
     taken.append(bool(precision.step(optimizer)))
 skipped = precision.last_skipped
-print(*taken, precision.loss_scale.value, skipped.step, skipped.value, model.weight.grad.isfinite().all().item())
+print(*taken, precision.loss_scale.value, skipped.step, skipped.value,
+      model.weight.grad.isfinite().all().item())
 """
 
 
-def test_an_overflow_is_found_where_results_saturate(run_simulated):
+def test_an_overflow_is_found_where_results_saturate(said):
     """No gradient is infinite or NaN there; the chip's float status is what tells."""
-    result = run_simulated(OVERFLOW, faithful=True, chip="910A")
-    *taken, scale, step, value, finite = result.stdout.split()
+    *taken, scale, step, value, finite = said("OVERFLOW", "910A")
     assert taken == ["True", "True", "False", "True"]
     assert (float(scale), step, value, finite) == (32768.0, "2", "overflow", "True")
-    result = run_simulated(OVERFLOW, faithful=True, chip="910B2")
-    assert result.stdout.split()[:6] == ["True", "True", "False", "True", "32768.0", "2"]
-    assert result.stdout.split()[6] == "inf"
+    assert said("OVERFLOW")[:7] == ["True", "True", "False", "True", "32768.0", "2", "inf"]

@@ -10,7 +10,7 @@ from tests.ascend.opinfo_compare import NPU, Rule, compare
 from tests.ascend.opinfo_formulas import FORMULAS
 from tests.ascend.opinfo_written import WRITTEN
 
-SAMPLES = 3
+SAMPLES = 2
 PAIRS = opinfo.sampled_pairs()
 WRITTEN_CASES = tuple(
     opinfo_direct.written_cases(f"aten::{name}" for name in sorted(WRITTEN | FORMULAS))

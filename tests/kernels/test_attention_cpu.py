@@ -190,6 +190,35 @@ def test_bits_do_not_depend_on_the_rest_of_the_batch(name, dtype) -> None:
         assert all(torch.equal(a[one], b) for a, b in zip(together, alone, strict=True))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("mask", [None, causal()], ids=str)
+@pytest.mark.parametrize("length", [70, 255, 256, 301, 512])
+def test_one_head_has_the_same_bits_alone_and_in_a_batch(length, mask, dtype) -> None:
+    """Its rows are cut for the sake of threads, by their number alone."""
+    inputs = tensors(3, 1, length, 16, keys=length, key_heads=1, dtype=dtype)
+    grad = torch.randn(3, 1, length, 16).to(dtype)
+
+    def results(batch: slice) -> list[Tensor]:
+        leaves = [tensor[batch].clone().requires_grad_() for tensor in inputs]
+        out, _ = cpu.segmented_attention(*leaves, mask=mask)
+        return [out, *torch.autograd.grad(out, leaves, grad[batch])]
+
+    before, together = torch.get_num_threads(), results(slice(None))
+    exact = [tensor.double().requires_grad_() for tensor in inputs]
+    out, _ = cpu.segmented_attention(*exact, mask=mask)
+    wanted = [out, *torch.autograd.grad(out, exact, grad.double())]
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            alone = results(slice(1, 2))
+            assert all(torch.equal(a[1:2], b) for a, b in zip(together, alone, strict=True))
+    finally:
+        torch.set_num_threads(before)
+    close = 2e-2 if dtype == torch.bfloat16 else 1e-5
+    for found, true in zip(together, wanted, strict=True):
+        assert (found.double() - true).norm() < close * true.norm()
+
+
 @pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize("queries", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float64, *DTYPES], ids=str)

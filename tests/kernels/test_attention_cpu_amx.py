@@ -1,4 +1,4 @@
-"""The compiled bfloat16 attention against float64, and what it promises beyond being right."""
+"""The compiled attention against float64, and what it promises beyond being right."""
 
 import itertools
 import re
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from accel.testing import assert_backward_stable, assert_within_budget
 from accel_kernels.masks import as_mask, causal, documents, key_lengths, prefix, window
@@ -37,10 +38,16 @@ CASES = [
 ]
 
 
-def draw(sizes: tuple, size: float = 1.0) -> list[Tensor]:
-    batch, heads, key_heads, queries, keys, width, value_width = sizes
-    shapes = [(heads, queries, width), (key_heads, keys, width), (key_heads, keys, value_width)]
-    return [(torch.randn(batch, *shape) * size).to(torch.bfloat16) for shape in shapes]
+@pytest.fixture(params=[torch.bfloat16, torch.float32], ids=str)
+def draw(request):
+    """Makes query, key and value of given sizes, in either dtype."""
+
+    def inputs(sizes: tuple, size: float = 1.0) -> list[Tensor]:
+        batch, heads, key_heads, queries, keys, width, value_width = sizes
+        shapes = [(heads, queries, width), (key_heads, keys, width), (key_heads, keys, value_width)]
+        return [(torch.randn(batch, *shape) * size).to(request.param) for shape in shapes]
+
+    return inputs
 
 
 def arguments(call: Call) -> dict:
@@ -63,7 +70,7 @@ def check(inputs: list[Tensor], call: Call) -> None:
 
 
 @pytest.mark.parametrize(("sizes", "mask", "scale"), CASES, ids=str)
-def test_output_lse_and_gradients_are_backward_stable(sizes, mask, scale) -> None:
+def test_output_lse_and_gradients_are_backward_stable(draw, sizes, mask, scale) -> None:
     scale = sizes[5] ** -0.5 if scale is None else scale
     check(draw(sizes), Call(mask, scale, return_lse=True))
 
@@ -71,7 +78,7 @@ def test_output_lse_and_gradients_are_backward_stable(sizes, mask, scale) -> Non
 @pytest.mark.parametrize(
     "shape", [(1, 1, 100, 163), (2, 1, 100, 1), (1, 2, 1, 163), (2, 2, 100, 163)], ids=str
 )
-def test_dense_masks(shape) -> None:
+def test_dense_masks(draw, shape) -> None:
     allowed = torch.rand(shape) > 0.4
     allowed[..., :1, :70] = False
     inputs = draw((2, 2, 1, 100, 163, 32, 32))
@@ -82,7 +89,7 @@ def test_dense_masks(shape) -> None:
 
 @pytest.mark.parametrize("softcap", [None, 1.5, 30.0])
 @pytest.mark.parametrize("slopes", [None, [0.5, 0.01], [[0.1, 1.0], [0.0, -0.2]]], ids=str)
-def test_softcap_and_alibi(softcap, slopes) -> None:
+def test_softcap_and_alibi(draw, softcap, slopes) -> None:
     bias = None if slopes is None else alibi(torch.tensor(slopes))
     inputs = draw((2, 2, 1, 100, 163, 32, 32))
     for mask in (None, window(40, 60)):
@@ -93,7 +100,7 @@ def test_softcap_and_alibi(softcap, slopes) -> None:
 @pytest.mark.parametrize("p", [0.1, 0.9])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("mask", [None, window(70, 20)], ids=str)
-def test_dropout_is_that_of_philox(p, softcap, mask) -> None:
+def test_dropout_is_that_of_philox(draw, p, softcap, mask) -> None:
     inputs = draw((2, 2, 1, 100, 163, 32, 32))
     part = ((5, 1003, 1 << 35), (1, 3, 901, (1 << 34) - 30))  # a carry within a panel
     for dropout in (Dropout(p, -3), Dropout(p, torch.tensor(1 << 40), *part)):
@@ -101,13 +108,36 @@ def test_dropout_is_that_of_philox(p, softcap, mask) -> None:
 
 
 @pytest.mark.parametrize("size", [1e-18, 1e-3, 8.0, 30.0])
-def test_small_and_large_inputs(size) -> None:
-    check(draw((1, 2, 2, 100, 300, 32, 32), size), Call(causal(), 0.2, return_lse=True))
+def test_small_and_large_inputs(draw, size) -> None:
+    inputs, call = draw((1, 2, 2, 100, 300, 32, 32), size), Call(causal(), 0.2, return_lse=True)
+    if inputs[0].dtype == torch.bfloat16 or size <= 1.0:
+        check(inputs, call)
+        return
+    # With scores of hundreds a log-sum-exp in float32 leaves no kernel stable: torch's is as far.
+    call, grad = call._replace(mask=None), torch.randn(1, 2, 100, 32)
+
+    def torchs(query: Tensor, key: Tensor, value: Tensor, call: Call) -> tuple[Tensor]:
+        return (scaled_dot_product_attention(query, key, value, scale=call.scale),)
+
+    def kernel(query: Tensor, key: Tensor, value: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+        return cpu_amx.segmented_attention(query, key, value, **arguments(call))
+
+    exact = gradients(whole_attention, [t.double() for t in inputs], call, grad.double())
+    by_torch = gradients(torchs, inputs, call, grad)
+    found = gradients(kernel, inputs, call, grad)
+    for ours, theirs, true in zip(found, by_torch, exact, strict=True):
+        assert_within_budget(ours, theirs, true)
 
 
-def test_a_maximum_that_keeps_rising() -> None:
+def gradients(function, inputs: list[Tensor], call: Call, grad: Tensor) -> list[Tensor]:
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+    out = function(*leaves, call)[0]
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+
+def test_a_maximum_that_keeps_rising(draw) -> None:
     query, key, value = draw((1, 1, 1, 70, 700, 32, 32))
-    key = (query[:, :, :1] * torch.linspace(-4, 4, 700).view(-1, 1)).to(torch.bfloat16)
+    key = (query[:, :, :1] * torch.linspace(-4, 4, 700).view(-1, 1)).to(query.dtype)
     query = query[:, :, :1].expand(-1, -1, 70, -1)
     check([query, key, value], Call(None, 1.0, return_lse=True))
     check([query, key.flip(2), value], Call(None, 1.0, return_lse=True))
@@ -122,7 +152,7 @@ def results(inputs: list[Tensor], call: Call, grads: tuple[Tensor, Tensor]) -> l
 def cotangents(inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
     query, _, value = inputs
     lse = torch.randn(query.shape[:3])
-    return torch.randn(*query.shape[:3], value.shape[3]).to(torch.bfloat16), lse
+    return torch.randn(*query.shape[:3], value.shape[3]).to(query.dtype), lse
 
 
 def same(left: list[Tensor], right: list[Tensor]) -> bool:
@@ -137,7 +167,7 @@ def threads():
 
 
 @pytest.mark.parametrize("mask", [None, causal(), window(300, 0, sinks=2)], ids=str)
-def test_same_bits_for_any_threads_and_batch(threads, mask, monkeypatch) -> None:
+def test_same_bits_for_any_threads_and_batch(draw, threads, mask, monkeypatch) -> None:
     monkeypatch.setattr(cpu_amx, "_PER_THREAD", 1)
     inputs = draw((2, 4, 2, 700, 900, 32, 48))
     call, grads = Call(mask, 0.2, return_lse=True), cotangents(inputs)
@@ -155,7 +185,7 @@ def test_same_bits_for_any_threads_and_batch(threads, mask, monkeypatch) -> None
         assert same(part, [t[b : b + 1, s] for t, s in zip(alone, by_head, strict=True)])
 
 
-def test_any_strides() -> None:
+def test_any_strides(draw) -> None:
     inputs = draw((2, 4, 2, 130, 200, 33, 20))
     call, grads = Call(causal(), 0.2, return_lse=True), cotangents(inputs)
     expected = results(inputs, call, grads)
@@ -179,7 +209,7 @@ def test_any_strides() -> None:
 
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("which", range(4), ids=("query", "key", "value", "grad out"))
-def test_what_is_not_seen_does_not_reach(which, wrong) -> None:
+def test_what_is_not_seen_does_not_reach(draw, which, wrong) -> None:
     inputs = draw((1, 1, 1, 150, 150, 32, 32))
     call, grads = Call(causal(), 0.2, return_lse=True), cotangents(inputs)
     at = 70
@@ -203,7 +233,7 @@ def test_what_is_not_seen_does_not_reach(which, wrong) -> None:
 @pytest.mark.parametrize("sizes", [(0, 2, 2, 5, 5, 8, 8), (1, 2, 2, 0, 5, 8, 8),
                                    (1, 2, 2, 5, 0, 8, 8), (1, 0, 0, 5, 5, 8, 8),
                                    (1, 2, 2, 5, 5, 8, 0)], ids=str)  # fmt: skip
-def test_empty_tensors(sizes) -> None:
+def test_empty_tensors(draw, sizes) -> None:
     inputs = draw(sizes)
     out, lse, *found = results(inputs, Call(causal(), 0.2), cotangents(inputs))
     assert out.shape == (*inputs[0].shape[:3], sizes[6])
@@ -228,7 +258,7 @@ def exact_key_gradients(inputs: list[Tensor], grad: Tensor, scale: float) -> lis
     return [grad_key, grad_value]
 
 
-def test_the_error_of_key_gradients_does_not_grow_with_length() -> None:
+def test_the_error_of_key_gradients_does_not_grow_with_length(draw) -> None:
     errors = []
     for length in (512, 8192):
         inputs = draw((1, 1, 1, length, length, 16, 16))
@@ -239,10 +269,12 @@ def test_the_error_of_key_gradients_does_not_grow_with_length() -> None:
         errors.append([float((a - t).norm() / t.norm())
                        for a, t in zip(found[1:3], truth, strict=True)])  # fmt: skip
     short, long = errors
-    assert all(b <= 1.2 * a for a, b in zip(short, long, strict=True)), errors
+    # What is left in float32 is the rounding of the sum of 85 tiles' sums.
+    most = 1.2 if inputs[0].dtype == torch.bfloat16 else 2.0
+    assert all(b <= most * a for a, b in zip(short, long, strict=True)), errors
 
 
-def test_lse_is_as_exact_as_in_float32() -> None:
+def test_lse_is_as_exact_as_in_float32(draw) -> None:
     query, key, value = draw((1, 4, 4, 200, 3000, 64, 64))
     _, lse = cpu_amx.forward(query, key, value, Call(None, 0.125))
     by_torch = torch.logsumexp(query.float() @ key.float().mT * 0.125, -1)
@@ -253,6 +285,69 @@ def test_lse_is_as_exact_as_in_float32() -> None:
 def fresh_reason() -> str | None:
     cpu_amx._library.cache_clear()
     return cpu_amx.why_absent.__wrapped__()
+
+
+FEW = [
+    ((1, 8, 1, 1, 9000, 64, 64), None),
+    ((1, 8, 1, 1, 9000, 64, 64), causal()),
+    ((2, 6, 2, 3, 4500, 33, 40), None),
+    ((1, 1, 1, 1, 4096, 128, 128), None),
+    ((1, 4, 4, 20, 4160, 16, 16), causal()),
+    ((1, 4, 1, 2, 5000, 32, 32), window(4300, 0)),
+]
+
+
+@pytest.mark.parametrize(("sizes", "mask"), FEW, ids=str)
+def test_few_queries_against_many_keys(draw, sizes, mask) -> None:
+    check(draw(sizes), Call(mask, 0.2, return_lse=True))
+
+
+@pytest.mark.parametrize(("sizes", "mask"), FEW, ids=str)
+def test_bits_of_few_queries_do_not_depend_on_threads_and_batch(
+    draw, threads, sizes, mask, monkeypatch
+) -> None:
+    monkeypatch.setattr(cpu_amx, "_PER_THREAD", 1)
+    inputs, call = draw((3, *sizes[1:])), Call(mask, 0.2)
+    threads(1)
+    together = cpu_amx.forward(*inputs, call)
+    for count in (2, 8):
+        threads(count)
+        assert same(list(cpu_amx.forward(*inputs, call)), list(together)), count
+    one = [tensor[1:2] for tensor in inputs]
+    assert same(list(cpu_amx.forward(*one, call)), [part[1:2] for part in together])
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("which", [1, 2], ids=("key", "value"))
+def test_what_is_not_finite_among_many_keys(draw, which, wrong) -> None:
+    """In one split of the keys; seen by the last of two queries, or by none."""
+    inputs = draw((1, 1, 1, 2, 5000, 16, 16))
+    inputs[which][:, :, -1] = wrong
+    mask = key_lengths([4999])
+    clean = [inputs[0], *(tensor[:, :, :-1] for tensor in inputs[1:])]
+    expected = cpu_amx.forward(*clean, Call(None, 0.2))
+    out, lse = cpu_amx.forward(*inputs, Call(mask, 0.2))
+    torch.testing.assert_close(out, expected[0], rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(lse, expected[1], rtol=1e-5, atol=1e-5)
+    out, _ = cpu_amx.forward(*inputs, Call(causal(), 0.2))
+    assert out[:, :, 0].isfinite().all()
+    if which == 2 or wrong is torch.nan:  # an infinite key may give a score of -inf
+        assert not out[:, :, 1].isfinite().all()
+
+
+def test_rows_without_a_finite_score_among_many_keys(draw) -> None:
+    """All scores -inf: as if nothing were seen; of half of the splits: as if these were not."""
+    query, key, value = draw((1, 1, 1, 1, 8192, 16, 16))
+    query[:] = 1.0
+    key[..., 1:] = 0.0
+    key[:, :, :4096, 0] = -torch.inf
+    out, lse = cpu_amx.forward(query, key, value, Call(None, 0.2))
+    half = cpu_amx.forward(query, key[:, :, 4096:], value[:, :, 4096:], Call(None, 0.2))
+    torch.testing.assert_close((out, lse), half, rtol=1e-2, atol=1e-2)
+    key[..., 0] = -torch.inf
+    out, lse = cpu_amx.forward(query, key, value, Call(None, 0.2))
+    assert not out.any()
+    assert (lse == -torch.inf).all()
 
 
 def test_why_not_without_the_instructions(monkeypatch) -> None:

@@ -30,7 +30,7 @@ def small(*lengths: int, heads: int = 2, size: int = 3) -> list[Tensor]:
     ("options", "name"),
     [
         ({"mask": causal() & window(2, 0)}, "relative"),
-        ({"mask": documents([0, 2, 4], [0, 2, 5]), "softcap": 2.0}, None),
+        ({"mask": documents([0, 2, 3], [0, 2, 5]), "softcap": 2.0}, None),
         ({"dropout_p": 0.3, "dropout_seed": 3}, "dense"),
         ({"mask": prefix(2) | causal(), "softcap": 1.0}, "alibi"),
         ({"mask": causal()}, None),
@@ -41,9 +41,9 @@ def small(*lengths: int, heads: int = 2, size: int = 3) -> list[Tensor]:
 @pytest.mark.parametrize("backend", OWN)
 def test_gradcheck_and_gradgradcheck(backend, options, name) -> None:
     """Through output and log-sum-exp, in query, key, value and bias; a row may see nothing."""
-    case = Case("", 2, 1, 4, 5)
-    inputs = small(4, 5, 5)
-    inputs[1], inputs[2] = inputs[1][:, :1], inputs[2][:, :1, :, :2]
+    case = Case("", 2, 1, 3, 5)
+    inputs = small(3, 5, 5, size=2)
+    inputs[1], inputs[2] = inputs[1][:, :1], inputs[2][:, :1, :, :1]
     if name:
         inputs.append(bias_tensor(name, case.sizes._replace(batch=1)))
     inputs = [t.clone().requires_grad_() for t in inputs]
@@ -56,7 +56,8 @@ def test_gradcheck_and_gradgradcheck(backend, options, name) -> None:
         return state.out, torch.where(state.lse == -math.inf, 0.0, state.lse)
 
     assert torch.autograd.gradcheck(function, inputs)
-    assert torch.autograd.gradgradcheck(function, inputs)
+    # Along random directions: the formula of second derivatives is checked by itself below.
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

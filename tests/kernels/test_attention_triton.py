@@ -25,11 +25,14 @@ TESTS = Path(__file__).with_name("triton_attention.py")
 
 
 @needs_triton
-def test_the_kernel_in_a_process_of_its_own() -> None:
+@pytest.mark.parametrize(
+    "options", [[], pytest.param(["--long", "-m", "long"], marks=pytest.mark.long)], ids=str
+)
+def test_the_kernel_in_a_process_of_its_own(options) -> None:
     """Triton interprets or compiles all that its process defines, from its first import on."""
     interpreted = "0" if torch.cuda.is_available() else "1"
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, str(TESTS)],
         env={**os.environ, "PYTHONPATH": PATH, "TRITON_INTERPRET": interpreted},
         capture_output=True,
         text=True,

@@ -75,6 +75,18 @@ IN_DTYPES = [
 @pytest.mark.parametrize(("case", "dtype"), IN_DTYPES)
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_output_and_gradients_are_backward_stable(spec, case, dtype, device) -> None:
+    stable_or_declined(spec, case, dtype, device)
+
+
+@pytest.mark.parametrize("name", ["causal, one key head", "everything"])
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_the_last_of_several_devices(spec, name) -> None:
+    """Which is not the current one."""
+    case = next(case for case in CASES if case.name == name)
+    stable_or_declined(spec, case, torch.float32, accel.available_devices()[-1])
+
+
+def stable_or_declined(spec, case: Case, dtype: torch.dtype, device: accel.Device) -> None:
     if spec.devices and device.torch_device.type not in spec.devices:
         return  # the test of refusals has it
     inputs = [tensor.to(device.torch_device) for tensor in draw(case, dtype)]

@@ -1,6 +1,7 @@
 """Compiling the runtime: once per content, privately, for whoever comes first."""
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -11,11 +12,33 @@ import pytest
 from accel import DeviceError
 from accel.simulate import build
 
+# Without optimising, which takes most of the time; what is simulated is compiled as it is.
+QUICK = (*build._FLAGS, "-O0")
+
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "_FLAGS", QUICK)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "accel"
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "_FLAGS", QUICK)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("compiled")))
+        return build.runtime_directory()
+
+
+@pytest.fixture
+def directory(cache, compiled, monkeypatch):
+    """The compiled runtime in a cache of this test's own."""
+    cache.mkdir(mode=0o700)
+    shutil.copytree(compiled, cache / compiled.name)
+    monkeypatch.setattr(build, "_compile", lambda *_: pytest.fail("compiled twice"))
+    assert build.runtime_directory() == cache / compiled.name
+    return cache / compiled.name
 
 
 def test_it_is_compiled_once_and_kept_private(cache, monkeypatch):
@@ -29,10 +52,9 @@ def test_it_is_compiled_once_and_kept_private(cache, monkeypatch):
     assert os.listdir(cache) == [first.name], "nothing else is left"
 
 
-def test_other_content_is_compiled_anew(cache, monkeypatch):
-    first = build.runtime_directory()
+def test_other_content_is_compiled_anew(cache, compiled, monkeypatch):
     monkeypatch.setattr(build, "_FLAGS", (*build._FLAGS, "-DOTHER"))
-    assert build.runtime_directory() != first
+    assert build.runtime_directory().name != compiled.name
 
 
 def test_several_at_once(cache):
@@ -70,23 +92,20 @@ def test_options_in_cc(cache, monkeypatch):
     assert build.runtime_directory().is_dir()
 
 
-def test_a_damaged_cache_is_named(cache):
-    directory = build.runtime_directory()
+def test_a_damaged_cache_is_named(directory):
     (directory / build.OTHERS[0]).unlink()
     with pytest.raises(DeviceError, match=f"lacks {build.OTHERS[0]}"):
         build.runtime_directory()
 
 
-def test_a_link_in_the_cache_is_refused(cache, tmp_path):
-    directory = build.runtime_directory()
+def test_a_link_in_the_cache_is_refused(directory, tmp_path):
     directory.rename(tmp_path / "elsewhere")
     directory.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DeviceError, match="is a link"):
         build.runtime_directory()
 
 
-def test_a_cache_that_others_can_write_is_refused(cache):
-    build.runtime_directory()
+def test_a_cache_that_others_can_write_is_refused(cache, directory):
     cache.chmod(0o777)
     with pytest.raises(DeviceError, match="writable by others"):
         build.runtime_directory()
@@ -99,8 +118,8 @@ def test_no_compiler(cache, tmp_path, monkeypatch):
         build.runtime_directory()
 
 
-def test_a_directory_that_others_can_write_is_refused(cache):
-    build.runtime_directory().chmod(0o777)
+def test_a_directory_that_others_can_write_is_refused(directory):
+    directory.chmod(0o777)
     with pytest.raises(DeviceError, match="writable by others"):
         build.runtime_directory()
 

@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
+from accel.devices.chips import chip as profile_of
+from tests.simulate.conftest import PLACES
+
+# One process a chip imports torch and torch_npu, and forks for each piece of code before it has
+# used a device; the answer is what the piece printed last, or how it ended.
 START = """
-import json, time, warnings
+import json, os, signal, sys, time, warnings
 import accel.simulate
 from accel.simulate import Machine
-accel.simulate.activate(Machine(chip={chip!r}, devices=2, memory=2**30))
+accel.simulate.activate(Machine(chip=sys.argv[1], devices=2, memory=int(sys.argv[2])))
 import torch
 import accel
-device = accel.current_device()
+for line in sys.stdin:
+    code, directory = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        os.chdir(directory)
+        device = accel.current_device()
+        facts = {}
+        exec(code)
+        print(json.dumps(facts), flush=True)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(json.dumps({"status": status}), flush=True)
+    if status: sys.exit(status)
 """
 CHIPS = {
     "910A": ("Ascend910A", "910"),
@@ -21,15 +45,48 @@ CHIPS = {
     "910_9391": ("Ascend910_9391", "A3"),
     "950": ("Ascend950DT_9581", "950"),
 }
+LIMITED = {"910B2": 2**30}  # bytes; the others have the memory of the chip
+
+
+@pytest.fixture(scope="module")
+def chips() -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """A process for each chip that is asked for."""
+    started = []
+
+    @functools.cache
+    def start(chip: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", START, chip, str(LIMITED.get(chip, 0))],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(PLACES)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.communicate()
 
 
 @pytest.fixture
-def on_chip(run_python):
+def on_chip(chips, tmp_path) -> Callable[[str, str], dict[str, Any]]:
     """Runs code on two simulated chips and gives what it put into `facts`."""
 
-    def run(chip, code):
-        source = START.format(chip=chip) + "facts = {}\n" + code + "\nprint(json.dumps(facts))\n"
-        return json.loads(run_python(source).lines[-1])
+    def run(chip: str, code: str) -> dict[str, Any]:
+        process = chips(chip)
+        process.stdin.write(json.dumps([code, str(tmp_path)]) + "\n")
+        process.stdin.flush()
+        last: dict[str, Any] = {}
+        for line in process.stdout:
+            given = json.loads(line)
+            if given == {"status": 0}:
+                return last
+            last = given
+        chips.cache_clear()  # it has ended
+        pytest.fail(process.stderr.read())
 
     return run
 
@@ -55,7 +112,7 @@ facts["dtypes"] = {name: info.dtypes.of(getattr(torch, name)) for name in (
     )
     assert facts["device"] == ["npu:0", "npu:0", "npu", 2]
     assert (facts["name"], facts["generation"]) == CHIPS[chip]
-    assert facts["total"] == 2**30
+    assert facts["total"] == LIMITED.get(chip, profile_of(chip).memory_bytes)
     assert facts["backend"] == "hccl"
     assert facts["autocast"] == "torch.float16"
     assert facts["told"] == facts["cores"]
@@ -66,6 +123,42 @@ facts["dtypes"] = {name: info.dtypes.of(getattr(torch, name)) for name in (
     for name in ("float8_e4m3fn", "float8_e5m2"):
         assert (dtypes[name] == "compute") == (chip == "950")
     assert dtypes["float8_e4m3fnuz"] != "compute"
+
+
+FACTS = """
+warnings.simplefilter("ignore")
+p = torch.npu.get_device_properties(0)
+facts.update(name=p.name, memory=p.total_memory, cubes=p.cube_core_num)
+def works(f):
+    try:
+        f()
+        return True
+    except (RuntimeError, NotImplementedError) as error:
+        return str(error)
+half, e4m3 = torch.bfloat16, torch.float8_e4m3fn
+small, one = torch.ones(4, 4, device="npu"), torch.ones((), device="npu")
+facts["bfloat16"] = works(lambda: small.to(half) @ small.to(half))
+wide = torch.ones(16, 16).to(e4m3).npu()
+facts["fp8"] = works(lambda: torch._scaled_mm(wide, wide.t(), one, one, out_dtype=half))
+facts["jit"] = not torch.npu.is_jit_compile_false()
+facts["double"] = str(torch.ones(3, device="npu").double().dtype)
+"""
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_torch_npu_sees_the_chip_that_its_profile_says(on_chip, chip):
+    facts, profile = on_chip(chip, FACTS), profile_of(chip)
+    assert facts["name"] == profile.soc_name
+    assert facts["memory"] == LIMITED.get(chip, profile.memory_bytes)
+    assert facts["cubes"] == profile.cube_cores
+    assert (facts["bfloat16"] is True) == profile.bfloat16, facts
+    assert (facts["fp8"] is True) == profile.fp8, facts
+    assert facts["double"] == "torch.float32", "torch_npu's own rule"
+    assert facts["jit"] == profile.jit_compile
+    if not profile.bfloat16:
+        assert "does not compute in it" in facts["bfloat16"]
+    if not profile.fp8:
+        assert "8-bit floats" in facts["fp8"]
 
 
 def test_memory_and_two_devices(on_chip):

@@ -74,6 +74,25 @@ FSDP2 = (
 )
 ENDINGS = ("different_counts", "different_operations", "killed")
 EVERYTHING = COLLECTIVES + REFUSALS + DDP + FSDP2
+# Of what two ranks of an A2 are asked, what may differ with a third and on the next chip.
+OF_THREE = (*COLLECTIVES, "ddp_equals_one_process", "ddp_with_uneven_inputs",
+            "fsdp2_equals_one_process")  # fmt: skip
+OF_A3 = (
+    "all_reduce",
+    "all_gather",
+    "all_gather_of_different_shapes",
+    "reduce_scatter_tensor",
+    "reduce_scatter_of_different_shapes",
+    "all_to_all_single_with_splits",
+    "send_and_receive",
+)
+
+
+def shortened(checks, short):
+    """Checks as parameters, of which those beside the short form are long."""
+    return [
+        check if check in short else pytest.param(check, marks=pytest.mark.long) for check in checks
+    ]
 
 
 def environment(**machine):
@@ -112,13 +131,15 @@ def two_ranks(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def three_ranks(tmp_path_factory):
-    return launch(tmp_path_factory.mktemp("three"), 3, EVERYTHING)
+def three_ranks(tmp_path_factory, request):
+    checks = EVERYTHING if request.config.getoption("--long") else OF_THREE
+    return launch(tmp_path_factory.mktemp("three"), 3, checks)
 
 
 @pytest.fixture(scope="module")
-def two_ranks_of_a3(tmp_path_factory):
-    return launch(tmp_path_factory.mktemp("a3"), 2, COLLECTIVES, chip="910_9391")
+def two_ranks_of_a3(tmp_path_factory, request):
+    checks = COLLECTIVES if request.config.getoption("--long") else OF_A3
+    return launch(tmp_path_factory.mktemp("a3"), 2, checks, chip="910_9391")
 
 
 def test_every_check_is_run():
@@ -141,12 +162,12 @@ def test_two_ranks_end_well(two_ranks):
     assert two_ranks[0].returncode == 0, two_ranks[0].stderr
 
 
-@pytest.mark.parametrize("check", EVERYTHING)
+@pytest.mark.parametrize("check", shortened(EVERYTHING, OF_THREE))
 def test_with_three_ranks(three_ranks, check):
     judge(three_ranks, check)
 
 
-@pytest.mark.parametrize("check", COLLECTIVES)
+@pytest.mark.parametrize("check", shortened(COLLECTIVES, OF_A3))
 def test_with_two_ranks_of_the_next_chip(two_ranks_of_a3, check):
     """There torch_npu gathers and scatters uneven shapes with calls of their own."""
     judge(two_ranks_of_a3, check)

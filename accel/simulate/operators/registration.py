@@ -18,12 +18,14 @@ from accel.simulate.operators import (
     aclop,
     autograd,
     copies,
+    eight_bits,
     faithful,
     generic,
     memory,
     missing,
     poison,
     recurrent,
+    scaled,
 )
 from accel.simulate.operators.generic import Kernel, Plan
 
@@ -44,7 +46,6 @@ CONTROL = frozenset({
     "npu::set_op_timeout_ms", "npu::super_kernel_scope_begin", "npu::super_kernel_scope_end",
     "fsdp::all_gather_copy_in",
 })  # fmt: skip
-_FP8_PRODUCTS = ("aten::_scaled_mm", "aten::_scaled_grouped_mm")
 _NO_REFERENCE = "there is no CPU kernel and no reference in accel_kernels.vendor for it"
 
 _libraries: dict[str, torch.library.Library] = {}
@@ -64,7 +65,15 @@ def register(machine: Machine) -> None:
     memory.runtime().set_operator_handler(aclop.HANDLER)
     if not machine.profile.bfloat16:
         generic.unsupported_dtypes.add(torch.bfloat16)
-    compute: dict[str, Kernel] = {**recurrent.COMPUTE, **missing.COMPUTE, **faithful.STATUS}
+    if not machine.profile.fp8:
+        generic.unsupported_dtypes |= eight_bits.DTYPES
+    eight_bits.install_casts()
+    compute: dict[str, Kernel] = {
+        **recurrent.COMPUTE,
+        **missing.COMPUTE,
+        **scaled.COMPUTE,
+        **faithful.STATUS,
+    }
     compute |= {f"npu::{name}": reference for name, reference in REFERENCES.items()}
     registered = _registered(DEVICE_KEY)
     # What torch's own derivatives call on an accelerator and torch_npu does without.
@@ -92,11 +101,12 @@ def _register_for_device(
         if machine.poison and name in poison.OPERATORS:
             kernel = poison.make_kernel(operator, DEVICE_KEY)
             _library(name).impl(_rest(name), kernel, DEVICE_KEY, with_keyset=True)
-    elif name.startswith(_FP8_PRODUCTS) and not machine.profile.fp8:
-        _refuse(name, f"an {machine.profile.soc_name} does not multiply 8-bit floats")
+    elif (reason := eight_bits.why_not(name, machine.profile)) is not None:
+        _refuse(name, reason)
     elif compute is None and not _has_cpu(name):
         _refuse(name, _NO_REFERENCE)
     else:
+        compute = eight_bits.restricted(name, compute, machine.profile)
         _set(name, DEVICE_KEY, generic.make_kernel(operator, compute, _adapter(machine)))
 
 

@@ -19,7 +19,7 @@ from accel_kernels.segmented_attention.cpu import fused
 from accel_kernels.segmented_attention.cpu import tiles as cpu_tiles
 from accel_kernels.segmented_attention.cpu.few import BLOCK, aten, attend, is_few, is_lonely
 from accel_kernels.segmented_attention.cpu.fused import Problem
-from accel_kernels.segmented_attention.cpu.runs import Run, plan
+from accel_kernels.segmented_attention.cpu.runs import Run, block, plan
 from accel_kernels.segmented_attention.differentiable import Gradients, Implementation, run
 
 # Most queries and keys of a tile in the backward: aten sums bfloat16 gradients in bfloat16 within a
@@ -94,14 +94,15 @@ def _quickly(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor | 
     lonely = is_lonely(query.shape[0] * heads)
     if tracked and lonely and query.shape[2] > BLOCK:
         return None  # the forward shares its rows among threads, and need not be made twice
+    if tracked and heads == 1 and query.shape[2] >= fused.CUT_ROWS:
+        return None  # the backward cuts the rows of one head, alone and in a batch
     if lonely and query.shape[2] <= BLOCK:
         twice = (tensor.expand(2, -1, -1, -1) for tensor in (query, key, value))
         out: Tensor = aten(*twice, 0.0, diagonal, scale=scale)[0][:1]
     else:
         out = aten(query, key, value, 0.0, diagonal, scale=scale)[0]
-    # Every key is seen by some row here, so what is not finite shows in the output, but for
-    # infinite keys, which would reach only gradients.
-    if diagonal and not _finite(*((out, query, key) if tracked else (out,))):
+    # Infinite queries and keys need not show in the output, and would reach gradients.
+    if diagonal and not (_finite(out[:, :, -1]) and (not tracked or _finite(query, key))):
         return None
     if tracked:
         out.register_hook(_refuse_second_derivative)
@@ -121,8 +122,11 @@ def forward(query: Tensor, key: Tensor, value: Tensor, call: Call) -> tuple[Tens
     """Output and log-sum-exp of a call."""
     if _is_plain(query, key, value, call) and not is_few(query, key):
         diagonal = _is_diagonal(query, call)
-        if not diagonal or _finite(key, value):
-            return attend(query, key, value, call.scale, diagonal)
+        state = attend(query, key, value, call.scale, diagonal)
+        # The last row multiplies every value: what is not finite shows in it, and nothing else can
+        # reach a row that does not see it.
+        if not diagonal or _finite(state[0][:, :, -1]):
+            return state
     if _needs_formula(call):
         return cpu_tiles.forward(query, key, value, call)
     size = value.shape[-1]
@@ -148,6 +152,9 @@ def backward(
     if _needs_formula(call) or (grad_lse is not None and query.dtype == torch.float16):
         return cpu_tiles.backward(grad_out, grad_lse, query, key, value, out, lse, call)
     limit = _backward_tile(query) if call.segment_size is None else call.segment_size
+    if query.shape[1] == 1 and call.mask is not None and call.segment_size is None:
+        # Two triangles and what is below them are work for two threads; one triangle is for one.
+        limit = min(limit, max(fused.CUT_ROWS, block(query.shape[2], -(-query.shape[2] // 2))))
     problem = _problem(query, key, value, call, limit)
     if _hides(problem.runs) and not _finite(query, key, value, grad_out):
         return cpu_tiles.backward(grad_out, grad_lse, query, key, value, out, lse, call)

@@ -23,6 +23,9 @@ from accel_kernels.segmented_attention.cpu.few import attend, attend_few, is_few
 from accel_kernels.segmented_attention.cpu.runs import Run
 from accel_kernels.segmented_attention.state import accumulation_dtype, merge
 
+# Rows from which a single head's full tile is cut into two, of which a thread each is quicker.
+CUT_ROWS = 256
+
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
@@ -90,7 +93,8 @@ def backward(
     query, key, value, scale, runs, _, sizes = problem
     if len(runs) == 1 and _is_whole(runs[0], sizes):
         inputs = (grad_out, query, key, value, out, lse)
-        return _differentiate(*inputs, runs[0].kind == "diagonal", None, scale)
+        grad_q, *grads = _differentiate(*inputs, runs[0].kind == "diagonal", None, scale)
+        return grad_q, grads[0].to(key.dtype), grads[1].to(value.dtype)
     dtype = accumulation_dtype(query.dtype)
     totals = tuple(
         torch.zeros(tensor.shape, dtype=dtype, device="cpu") for tensor in (query, key, value)
@@ -137,6 +141,9 @@ def _differentiate(
         grad_k, grad_v = (grad.sum(1, keepdim=True, dtype=dtype) for grad in (grad_k, grad_v))
         return grad_q, grad_k.to(query.dtype), grad_v.to(query.dtype)
     inputs = (grad_out, query, key, value, out, lse)
+    plain = added is None and not diagonal
+    if plain and heads == 1 and query.shape[2] >= CUT_ROWS and query.shape[2] % 2 == 0:
+        return _differentiate_halves(*inputs, scale)
     if is_lonely(query.shape[0] * key.shape[1]):
         twice = [tensor.expand(2, *tensor.shape[1:]) for tensor in inputs]
         found = _backward(*twice, 0.0, diagonal, attn_mask=added, scale=scale)
@@ -145,6 +152,28 @@ def _differentiate(
         *inputs, 0.0, diagonal, attn_mask=added, scale=scale
     )
     return whole
+
+
+def _differentiate_halves(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of one head whose rows see all keys: its halves as two heads that share the keys.
+
+    Whatever batch and threads are, so that the bits depend on neither.
+    """
+    halves = (t.unflatten(2, (2, -1)).squeeze(1) for t in (grad_out, query, out, lse))
+    grad_out, rows, out, lse = halves
+    key, value = key.expand(-1, 2, -1, -1), value.expand(-1, 2, -1, -1)
+    found = _backward(grad_out, rows, key, value, out, lse, 0.0, False, scale=scale)
+    dtype = accumulation_dtype(query.dtype)
+    grad_k, grad_v = (grad.sum(1, keepdim=True, dtype=dtype) for grad in found[1:])
+    return found[0].reshape(query.shape), grad_k, grad_v
 
 
 def _is_whole(run: Run, sizes: Sizes) -> bool:

@@ -1,10 +1,10 @@
-"""Compiled bfloat16 attention for CPUs with AVX512-BF16, forward and backward.
+"""Compiled attention in bfloat16 and float32 for CPUs with AVX512-BF16, forward and backward.
 
-The C sources are in `native/`; they are compiled with this machine's compiler on first use.
-Products are of bfloat16 with float32 sums over the whole length, also those of the gradients of
-keys and values, whose error therefore does not grow with it. The results are the same bits for any
-number of threads and whatever else is in the batch. Numbers below 1.2e-38 count as zero in
-products, by the rules of the instruction.
+The C sources are in `native/`; they are compiled with this machine's compiler on first use, once
+for each dtype. Products have float32 sums over the whole length, also those of the gradients of
+keys and values, whose error in bfloat16 therefore does not grow with it. The results are the same
+bits for any number of threads and whatever else is in the batch. In products of bfloat16 numbers
+below 1.2e-38 count as zero, by the rules of the instruction.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from accel_kernels import philox
 from accel_kernels.compiled import CompileError, compiled_library
-from accel_kernels.masks import Mask, Sizes, visibility
+from accel_kernels.masks import Causal, Mask, Sizes, visibility
 from accel_kernels.segmented_attention.call import Bias, Call, Dropout, sizes_of
 from accel_kernels.segmented_attention.differentiable import Gradients, Implementation, run
 
@@ -28,8 +28,11 @@ _FLAGS = (
     "-O3", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma",
     "-mbmi2", "-ffp-contract=off", "-lm", "-pthread",
 )  # fmt: skip
-_WHAT = "attention for bfloat16"
+_WHAT = "attention"
+_NUMBERS = {torch.bfloat16: (), torch.float32: ("-DACCEL_FLOAT32",)}
 _EVERYTHING, _CAUSAL, _INTERVALS = range(3)
+# Rows of a packed group of heads, up to which it is packed.
+_FEW_ROWS = 32
 # Multiplications that are worth a thread of their own, which takes some 30 µs to start.
 _PER_THREAD = 1 << 24
 
@@ -100,7 +103,8 @@ def why_absent() -> str | None:
     if not (torch.cpu._is_avx512_supported() and torch.cpu._is_avx512_bf16_supported()):
         return "needs a CPU with AVX512-BF16 (Intel from Cooper Lake, AMD from Zen 4 on)"
     try:
-        _library()
+        for dtype in _NUMBERS:
+            _library(dtype)
     except CompileError as error:
         return str(error)
     except OSError as error:
@@ -109,9 +113,10 @@ def why_absent() -> str | None:
 
 
 @functools.cache
-def _library() -> ctypes.CDLL:
+def _library(dtype: torch.dtype) -> ctypes.CDLL:
     source = Path(__file__).parent / "native" / "attention.c"
-    library = ctypes.CDLL(str(compiled_library(source, _WHAT, _FLAGS)))
+    flags = (*_NUMBERS[dtype], *_FLAGS)
+    library = ctypes.CDLL(str(compiled_library(source, _WHAT, flags)))
     for function in (library.accel_attention_forward, library.accel_attention_backward):
         function.argtypes = (ctypes.POINTER(_Call),)
         function.restype = ctypes.c_int
@@ -194,23 +199,40 @@ def forward(query: Tensor, key: Tensor, value: Tensor, call: Call) -> tuple[Tens
     """Output and log-sum-exp.
 
     Args:
-        query: `[B, H, T, D]`, bfloat16, on the CPU.
+        query: `[B, H, T, D]`, bfloat16 or float32, on the CPU.
         key: `[B, H_kv, S, D]`; `H` is a multiple of `H_kv`.
         value: `[B, H_kv, S, D_v]`.
         call: Without biases but `alibi`; `segment_size` changes nothing.
 
     Returns:
-        `out` `[B, H, T, D_v]` in bfloat16 and `lse` `[B, H, T]` in float32.
+        `out` `[B, H, T, D_v]` in the query's dtype and `lse` `[B, H, T]` in float32.
     """
+    shape = query.shape
+    if _sees_all(query, key, call):
+        # A group's heads as query rows: their keys are read once.
+        query = query.reshape(shape[0], key.shape[1], -1, shape[3])
+        call = call._replace(mask=None)
     query, key, value = _aligned(query), _aligned(key), _aligned(value)
     out = query.new_empty((*query.shape[:3], value.shape[3]))
     lse = query.new_empty(query.shape[:3], dtype=torch.float32)
     if lse.numel():
         laid, kept = _laid_out(query, key, value, call)
         laid.out, laid.lse = _rows(out), lse.data_ptr()
-        _checked(_library().accel_attention_forward(laid))
+        _checked(_library(query.dtype).accel_attention_forward(laid))
         del kept  # not sooner
-    return out, lse
+    if query.shape == shape:
+        return out, lse
+    return out.view(*shape[:3], value.shape[3]), lse.view(shape[:3])
+
+
+def _sees_all(query: Tensor, key: Tensor, call: Call) -> bool:
+    """Whether a few queries of grouped heads see every key, and nothing tells the heads apart."""
+    if query.shape[1] == key.shape[1] or key.numel() == 0 or call.bias or call.dropout:
+        return False
+    heads, length = query.shape[1:3]
+    if call.mask is None:
+        return heads // key.shape[1] * length <= _FEW_ROWS
+    return length == 1 and type(call.mask) is Causal and call.mask.align == "bottom_right"
 
 
 def backward(
@@ -247,7 +269,7 @@ def backward(
     if grad_lse is not None:
         grad_lse = grad_lse.contiguous()
         laid.grad_lse = grad_lse.data_ptr()
-    _checked(_library().accel_attention_backward(laid))
+    _checked(_library(query.dtype).accel_attention_backward(laid))
     del kept  # not sooner
     return found
 
@@ -271,7 +293,7 @@ def segmented_attention(
     """Attention by compiled code.
 
     Args:
-        query: `[B, H, T, D]`, bfloat16, on the CPU.
+        query: `[B, H, T, D]`, bfloat16 or float32, on the CPU.
         key: `[B, H_kv, S, D]`; `H` is a multiple of `H_kv`.
         value: `[B, H_kv, S, D_v]`.
         mask: Any.
@@ -283,7 +305,7 @@ def segmented_attention(
         return_lse: Whether the caller will use the log-sum-exp.
 
     Returns:
-        `out` `[B, H, T, D_v]` in bfloat16; `lse` `[B, H, T]` in float32, or None.
+        `out` `[B, H, T, D_v]` in the query's dtype; `lse` `[B, H, T]` in float32, or None.
     """
     call = Call(
         mask,

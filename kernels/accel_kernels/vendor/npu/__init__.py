@@ -17,6 +17,7 @@ from accel_kernels.vendor.npu import (
     activation,
     arrangement,
     attention,
+    float8_quantization,
     formats,
     inference,
     matmul,
@@ -76,6 +77,11 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "_npu_format_cast.aclnn": formats.private_npu_format_cast_aclnn,
     "_npu_format_cast.input_dtype": formats.private_npu_format_cast_input_dtype,
     "npu_dynamic_quant": quantization.npu_dynamic_quant,
+    "npu_dynamic_block_quant": float8_quantization.npu_dynamic_block_quant,
+    "npu_dynamic_mx_quant": float8_quantization.npu_dynamic_mx_quant,
+    "npu_dynamic_mx_quant_with_dual_axis": (
+        float8_quantization.npu_dynamic_mx_quant_with_dual_axis
+    ),
     "npu_quantize": quantization.npu_quantize,
     "npu_anti_quant": quantization.npu_anti_quant,
     "npu_convert_weight_to_int4pack": quantization.npu_convert_weight_to_int4pack,

@@ -1,4 +1,7 @@
-"""The numbers that npu operators take for a dtype, and integers of 4 bits in an int32."""
+"""The numbers that npu operators take for a dtype, and integers of 4 bits in an int32.
+
+HiFloat8 has a number and no dtype of torch: its bytes are uint8.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +16,33 @@ CUSTOM = 256
 _TORCH = {
     0: torch.uint8, 1: torch.int8, 2: torch.int16, 3: torch.int32, 4: torch.int64,
     5: torch.float16, 6: torch.float32, 7: torch.float64, 11: torch.bool, 15: torch.bfloat16,
-    23: torch.float8_e5m2, 24: torch.float8_e4m3fn,
+    23: torch.float8_e5m2, 24: torch.float8_e4m3fn, 44: torch.float8_e8m0fnu,
 }  # fmt: skip
 _CANN = {
     0: torch.float32, 1: torch.float16, 2: torch.int8, 3: torch.int32, 4: torch.uint8,
     6: torch.int16, 9: torch.int64, 11: torch.float64, 12: torch.bool, 27: torch.bfloat16,
-    35: torch.float8_e5m2, 36: torch.float8_e4m3fn,
+    34: torch.uint8, 35: torch.float8_e5m2, 36: torch.float8_e4m3fn, 37: torch.float8_e8m0fnu,
 }  # fmt: skip
 _QUANTIZED = {12: torch.int8, 13: torch.uint8, 14: torch.int32}
 _QUANTIZED_DTYPES = {torch.qint8: torch.int8, torch.quint8: torch.uint8, torch.qint32: torch.int32}
 QUINT4X2 = 16
 INT4 = CUSTOM + 29
+HIFLOAT8 = CUSTOM + 34
+FLOAT8_E8M0 = CUSTOM + 37
 
 
 class Target(NamedTuple):
-    """What a dtype argument asks for: the dtype of the result, and whether it packs 4-bit ints."""
+    """What a dtype argument asks for.
+
+    Attributes:
+        dtype: Of the tensor.
+        packed: It holds eight integers of 4 bits in each element.
+        hifloat8: Its bytes are HiFloat8.
+    """
 
     dtype: torch.dtype
     packed: bool
+    hifloat8: bool = False
 
 
 def target_of(operator: str, name: str, number: int | torch.dtype) -> Target:
@@ -49,13 +61,13 @@ def target_of(operator: str, name: str, number: int | torch.dtype) -> Target:
     found = found or _QUANTIZED.get(number)
     if found is None:
         raise NotImplementedError(f"{operator}: {name}={number} has no dtype in torch on a CPU")
-    return Target(found, False)
+    return Target(found, False, number == HIFLOAT8)
 
 
 def dtype_of(operator: str, name: str, number: int | torch.dtype) -> torch.dtype:
-    """Like `target_of`, for results that cannot be packed."""
+    """Like `target_of`, for results that can be neither packed nor HiFloat8."""
     target = target_of(operator, name, number)
-    if target.packed or number in (*_QUANTIZED, *_QUANTIZED_DTYPES):
+    if target.packed or target.hifloat8 or number in (*_QUANTIZED, *_QUANTIZED_DTYPES):
         raise NotImplementedError(f"{operator}: {name}={number} is quantized; not available here")
     return target.dtype
 

@@ -11,9 +11,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from accel_kernels.vendor.npu.dtypes import dtype_of
+from accel_kernels.fp8 import HIF8, decode, encode
+from accel_kernels.vendor.npu.dtypes import dtype_of, target_of
 from accel_kernels.vendor.npu.values import refuse, require_choice
 
+OVERFLOW = 1.25 * HIF8.largest
+"""From here on a number is rounded beyond HiFloat8."""
 FORMATS = {
     "NCHW": 0, "NHWC": 1, "ND": 2, "NC1HWC0": 3, "FRACTAL_Z": 4, "HWCN": 16, "NDHWC": 27,
     "FRACTAL_NZ": 29, "NCDHW": 30, "NDC1HWC0": 32, "FRACTAL_Z_3D": 33, "NC": 35, "NCL": 47,
@@ -116,18 +119,35 @@ def npu_dtype_cast(
     """`input` in another dtype, always a new tensor.
 
     Args:
-        input: Any tensor.
-        dtype: torch's or torch_npu's number of the dtype.
+        input: Any tensor; uint8 with `input_dtype` 290 holds HiFloat8.
+        dtype: torch's or torch_npu's number of the dtype; 290, HiFloat8, gives uint8.
         input_dtype: If given, the number of the dtype that `input` has.
 
     Raises:
-        NotImplementedError: For formats of 4 bits and HiFloat8, which torch on a CPU lacks.
+        NotImplementedError: For formats of 4 bits, and for what HiFloat8 cannot hold: the chip's
+            cast has two modes, and which of them the operator takes is not documented.
         ValueError: If `input_dtype` is not the dtype of `input`.
     """
     name = "npu_dtype_cast"
-    if input_dtype is not None and dtype_of(name, "input_dtype", input_dtype) != input.dtype:
+    if input_dtype is not None and not _is_hifloat8(name, "input_dtype", input_dtype):
+        wanted = dtype_of(name, "input_dtype", input_dtype)
+    else:
+        wanted = input.dtype if input_dtype is None else torch.uint8
+    if wanted != input.dtype:
         raise ValueError(f"{name}: input_dtype={input_dtype}, but input is {input.dtype}")
-    return input.to(dtype_of(name, "dtype", dtype), copy=True)
+    values = input
+    if input_dtype is not None and _is_hifloat8(name, "input_dtype", input_dtype):
+        values = decode(input, HIF8)
+    if not _is_hifloat8(name, "dtype", dtype):
+        return values.to(dtype_of(name, "dtype", dtype), copy=True)
+    beyond = ~(values.abs() < OVERFLOW)
+    if bool(beyond.any()):
+        refuse(name, "dtype", dtype, f"input holds {values[beyond][0]}, which HiFloat8 does not")
+    return encode(values if values.is_floating_point() else values.float(), HIF8)
+
+
+def _is_hifloat8(name: str, label: str, number: int | torch.dtype) -> bool:
+    return target_of(name, label, number).hifloat8
 
 
 def npu_dtype_cast_backward(

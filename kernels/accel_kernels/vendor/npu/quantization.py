@@ -1,6 +1,7 @@
 """Quantizing and dequantizing tensors, and packing 4-bit weights.
 
-Integers are rounded half to even and saturate. Source: op-plugin's pages of the operators.
+Integers are rounded half to even and saturate. Source: op-plugin's pages of the operators, and for
+8-bit floats ops-nn's page of aclnnDynamicQuantV4.
 """
 
 from __future__ import annotations
@@ -8,7 +9,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from accel_kernels.vendor.npu.dtypes import dtype_of, pack_int4, target_of, to_integers, unpack_int4
+from accel_kernels.fp8 import Format
+from accel_kernels.vendor.npu.dtypes import (
+    Target,
+    dtype_of,
+    pack_int4,
+    target_of,
+    to_integers,
+    unpack_int4,
+)
+from accel_kernels.vendor.npu.float8 import (
+    cast,
+    divided,
+    format_of,
+    largest_along,
+    largest_of,
+    require_finite,
+)
 from accel_kernels.vendor.npu.values import (
     refuse,
     require_choice,
@@ -21,6 +38,8 @@ SCALE_MASK = 0xFFFFE000
 SCALE_FLAG = 1 << 46
 OFFSET_SHIFT = 37
 OFFSET_MASK = 0x1FF
+# Of "npu_dynamic_quant": along which axis values share a scale; None: all do.
+_AXES = {"pertoken": -1, "perchannel": -2, "pertensor": None}
 
 
 def npu_dynamic_quant(
@@ -32,36 +51,35 @@ def npu_dynamic_quant(
     quant_mode: str = "pertoken",
     dst_type_max: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Quantize each row by its own largest magnitude.
+    """Quantize each row, or column, or all, by the largest magnitude there.
 
     Args:
         input: `[..., D]`, at least 2 dimensions; D a multiple of 8 for 4 bits.
-        smooth_scales: `[D]`, multiplied in first; `[G, D]` with `group_index`.
-        group_index: `[G]`, ends of the rows of each group, rising to the number of rows.
-        dst_type: int8 (None) or quint4x2.
-        quant_mode: Only "pertoken" is documented.
-        dst_type_max: Only 0 is documented.
+        smooth_scales: `[D]`, multiplied in first; `[G, D]` with `group_index`; `[T]`, the last
+            size but one, with "perchannel".
+        group_index: `[G]`, ends of the rows of each group, rising to the number of rows; only
+            with "pertoken".
+        dst_type: int8 (None), quint4x2, float8_e4m3fn, float8_e5m2 or hifloat8.
+        quant_mode: "pertoken", "perchannel" or "pertensor".
+        dst_type_max: Of hifloat8, what the largest magnitude becomes; 0: its largest number.
 
     Returns:
-        int8 `[..., D]`, or int32 `[..., D / 8]` with eight 4-bit integers each, the first lowest;
-        and the scales `[...]`, float32 (float64 for float64). A row of zeros gives zeros, scale 0.
+        `[..., D]` in the dtype asked for (uint8 for hifloat8), or int32 `[..., D / 8]` with eight
+        4-bit integers each, the first lowest; and the scales, float32 (float64 for float64), by
+        which a value is multiplied to have it back: the input's shape without its last dimension,
+        without the last but one, or `[1]`. A row of zeros gives zeros, scale 0.
 
     Raises:
         ValueError: If a value is not finite, or the shapes do not belong together.
     """
     name = "npu_dynamic_quant"
     require_floats(name, input=input, smooth_scales=smooth_scales)
-    if quant_mode != "pertoken":
-        refuse(name, "quant_mode", quant_mode, "its page documents only 'pertoken'")
-    if dst_type_max:
-        refuse(name, "dst_type_max", dst_type_max, "its page does not document it")
-    packed = False
+    require_choice(name, "quant_mode", quant_mode, _AXES)
+    target = Target(torch.int8, False)
     if dst_type is not None:
         target = target_of(name, "dst_type", dst_type)
-        packed = target.packed
-        if not packed and target.dtype != torch.int8:
-            refuse(name, "dst_type", dst_type, "its page documents int8 and quint4x2")
-    if input.ndim < 2 or (packed and input.shape[-1] % 8):
+    kind, largest = _range_of(name, target, dst_type_max)
+    if input.ndim < 2 or (target.packed and input.shape[-1] % 8):
         raise ValueError(
             f"{name}: input has shape {list(input.shape)}; give at least 2 dimensions, the last a "
             f"multiple of 8 for 4 bits"
@@ -69,20 +87,48 @@ def npu_dynamic_quant(
     wide = wide_dtype(input)
     values = input.to(wide)
     if smooth_scales is not None:
-        values = values * _smooth(name, input, smooth_scales, group_index).to(wide)
+        smooth = _smooth(name, input, smooth_scales, group_index, quant_mode)
+        values = values * smooth.to(wide)
     elif group_index is not None:
         raise ValueError(f"{name}: group_index needs smooth_scales")
-    if not bool(values.isfinite().all()):
-        raise ValueError(f"{name}: input holds a value that is not finite")
-    largest = 7 if packed else 127
-    scale = values.abs().amax(-1, keepdim=True) / largest if values.numel() else values[..., :1]
-    quotient = torch.where(scale == 0, 0.0, values / scale)
-    integers = to_integers(quotient, torch.int8, bits=4 if packed else 8)
-    return pack_int4(integers) if packed else integers, scale.squeeze(-1)
+    require_finite(name, values)
+    axis = _AXES[quant_mode]
+    scale = largest_along(values.abs(), axis) / largest
+    quotient = divided(values, scale)
+    scale = scale.reshape(1) if axis is None else scale.squeeze(axis)
+    if kind is not None:
+        return cast(quotient, kind), scale
+    integers = to_integers(quotient, torch.int8, bits=4 if target.packed else 8)
+    return pack_int4(integers) if target.packed else integers, scale
 
 
-def _smooth(name: str, input: Tensor, smooth: Tensor, group_index: Tensor | None) -> Tensor:  # noqa: A002
+def _range_of(name: str, target: Target, dst_type_max: float) -> tuple[Format | None, float]:
+    """The 8-bit float, if it is one, and what the largest magnitude becomes."""
+    kind = format_of(target)
+    if kind is not None:
+        return kind, largest_of(name, kind, dst_type_max)
+    if not target.packed and target.dtype != torch.int8:
+        refuse(name, "dst_type", target.dtype, "its page has int8, quint4x2 and 8-bit floats")
+    if dst_type_max:
+        raise ValueError(f"{name}: dst_type_max={dst_type_max} without hifloat8; give 0")
+    return None, 7 if target.packed else 127
+
+
+def _smooth(
+    name: str,
+    input: Tensor,  # noqa: A002
+    smooth: Tensor,
+    group_index: Tensor | None,
+    quant_mode: str,
+) -> Tensor:
     depth = input.shape[-1]
+    if group_index is not None and quant_mode != "pertoken":
+        raise ValueError(
+            f"{name}: group_index belongs to quant_mode 'pertoken', not {quant_mode!r}"
+        )
+    if quant_mode == "perchannel":
+        require_shape(name, "smooth_scales", smooth, (input.shape[-2],))
+        return smooth.unsqueeze(-1)
     if group_index is None:
         require_shape(name, "smooth_scales", smooth, (depth,))
         return smooth

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from accel_kernels.vendor.npu.dtypes import target_of, to_integers, unpack_int4
+from accel_kernels.vendor.npu.float8_matmul import Operands, float8_matmul, formats_of, is_e8m0
 from accel_kernels.vendor.npu.quantization import decode_quant_param, npu_trans_quant_param
 from accel_kernels.vendor.npu.values import refuse, require_choice, require_floats, require_shape
 
@@ -51,34 +52,47 @@ def npu_quant_matmul(
     group_sizes: Sequence[int] | None = None,
     y_scale: Tensor | None = None,
 ) -> Tensor:
-    """`(x1 @ x2 + bias) * scale * pertoken_scale + offset`; a float bias is added at the end.
+    """`(x1 @ x2 + bias) * scale * pertoken_scale + offset`; a float bias of integers comes last.
 
     Args:
-        x1: `[..., M, K]` int8, or int32 `[M, K / 8]` with eight 4-bit integers each.
-        x2: `[..., K, N]` int8; int32 `[K, N / 8]`, or `[K / 8, N]` as a transposed view.
-        scale: `[1]` or `[N]`, float32, bfloat16 or the int64 of `npu_trans_quant_param`.
+        x1: `[..., M, K]` int8, or int32 `[M, K / 8]` with eight 4-bit integers each; 8-bit floats.
+        x2: `[..., K, N]` int8; int32 `[K, N / 8]`, or `[K / 8, N]` as a transposed view; 8-bit
+            floats.
+        scale: `[1]` or `[N]`, float32, bfloat16 or the int64 of `npu_trans_quant_param`. Blocks of
+            8-bit floats: float32 `[..., ceil(K / 128), ceil(N / 128)]`, or E8M0
+            `[..., ceil(K / 64), N, 2]`.
         offset: `[1]` or `[N]` float32, for int8 results.
-        pertoken_scale: `[M]` float32, for float16 and bfloat16 results.
-        bias: `[N]` or `[B, 1, N]`: int32, or float for results that are not int8.
-        output_dtype: int8 (None), float16 or bfloat16.
-        x1_dtype: Not available, like the three that follow.
-        x2_dtype: Not available.
-        pertoken_scale_dtype: Not available.
-        scale_dtype: Not available.
-        group_sizes: Only None or zeros.
-        y_scale: Not available.
+        pertoken_scale: `[M]` float32, for results that are not int8; of 8-bit floats also `[1]`,
+            `[..., M, ceil(K / 128)]`, `[..., ceil(M / 128), ceil(K / 128)]`, or E8M0
+            `[..., M, ceil(K / 64), 2]`.
+        bias: `[N]` or `[B, 1, N]`: int32, or float for results that are not int8; float32 with
+            8-bit floats, where it comes before the scales unless these are E8M0.
+        output_dtype: int8 (None), float16 or bfloat16; of 8-bit floats float16, bfloat16, float32.
+        x1_dtype: 290 says that the bytes of `x1` are hifloat8.
+        x2_dtype: The same of `x2`.
+        pertoken_scale_dtype: 293 says that the bytes of `pertoken_scale` are E8M0.
+        scale_dtype: The same of `scale`.
+        group_sizes: Rows, columns and inner values with one scale; None or zeros: by the shapes.
+        y_scale: Not available: it is for 4-bit floats.
 
     Returns:
         `[..., M, N]`. Without `pertoken_scale` a float32 scale is cut to 19 bits and the offset
-        rounded, unless the result is bfloat16.
+        rounded, unless integers become bfloat16.
     """
-    undocumented = {
-        "x1_dtype": x1_dtype, "x2_dtype": x2_dtype, "y_scale": y_scale,
-        "pertoken_scale_dtype": pertoken_scale_dtype, "scale_dtype": scale_dtype,
-    }  # fmt: skip
-    for label, given in undocumented.items():
-        if given is not None:
-            refuse(QUANT, label, given, "its page does not document it")
+    if y_scale is not None:
+        refuse(QUANT, "y_scale", "a tensor", "it belongs to 4-bit floats, which torch has not")
+    formats = formats_of(x1, x2, x1_dtype, x2_dtype)
+    scales_are_e8m0 = (
+        is_e8m0("pertoken_scale_dtype", pertoken_scale, pertoken_scale_dtype),
+        is_e8m0("scale_dtype", scale, scale_dtype),
+    )
+    if scales_are_e8m0[0] != scales_are_e8m0[1] or (scales_are_e8m0[0] and formats is None):
+        raise ValueError(f"{QUANT}: E8M0 is for both scales, and of 8-bit floats; give it for both")
+    if formats is not None:
+        if offset is not None:
+            raise ValueError(f"{QUANT}: offset belongs to int8 results, not to 8-bit floats")
+        operands = Operands(x1, x2, pertoken_scale, scale, formats, scales_are_e8m0[1])
+        return float8_matmul(operands, bias, output_dtype, group_sizes)
     if any(group_sizes or ()):
         refuse(QUANT, "group_sizes", group_sizes, "the shapes of its scales are not documented")
     left, right = _operands(x1, x2)

@@ -1,4 +1,5 @@
-// Attention for bfloat16 on CPUs with AVX512-BF16, forward and backward, with sums in float32.
+// Attention for bfloat16 or, with ACCEL_FLOAT32, float32 on CPUs with AVX512(-BF16), forward and
+// backward, with sums in float32.
 //
 // The same bits for any number of threads and whatever else is in the batch: blocks have fixed
 // sizes and every sum has one order. Tasks are blocks of query rows (forward) or of keys (backward)
@@ -42,27 +43,49 @@ static int run_phases(void *job, size_t bytes, void (*first)(void *, char *, lon
 
 static int forward_panels(struct forward *job, long panels) {
     job->keys = aligned((size_t)(panels * job->steps * PANEL) * 4);
-    job->values = aligned((size_t)(panels * job->value_padded * (PANEL / 2)) * 4);
+    job->values = aligned((size_t)(panels * job->value_padded * (PANEL / PAIR)) * 4);
     job->values_wrong = aligned((size_t)panels);
     return job->keys && job->values && job->values_wrong ? 0 : -1;
+}
+
+// Few rows are one task a head, which many keys would keep busy alone. By lengths only, so that the
+// bits depend on nothing else.
+static void split_keys(struct forward *job) {
+    enum { LEAST_PANELS = 32, MOST_SPLITS = 16 };
+    const long most = job->panels / LEAST_PANELS;
+    const int few = job->call->queries <= PART_ROWS && !job->keys;
+    job->splits = few && most > 1 ? at_most(most, MOST_SPLITS) : 1;
+    job->split_panels = (job->panels + job->splits - 1) / job->splits;
+    job->splits = job->panels ? (job->panels + job->split_panels - 1) / job->split_panels : 1;
+}
+
+static int forward_phases(struct forward *job, long packs) {
+    struct forward_block none;
+    const size_t bytes = forward_block(job, NULL, &none);
+    const struct call *call = job->call;
+    const long heads = call->batch * call->heads, tasks = heads * job->seen.blocks * job->splits;
+    if (job->splits == 1)
+        return run_phases(job, bytes, forward_pack, packs, forward_rows, tasks, call->threads);
+    const long states = job->splits * heads * PART_ROWS;
+    job->parts = aligned((size_t)(states * (job->value_padded + 3)) * 4);
+    if (!job->parts) return -1;
+    return run_phases(job, bytes, forward_rows, tasks, forward_merge, heads, call->threads);
 }
 
 // Writes out and lse. Returns 0, or -1 if there is no memory for copies of keys and values.
 EXPORT int accel_attention_forward(const struct call *call) {
     struct forward job = {.call = call, .shape = shape_of(call)};
-    struct forward_block none;
     job.panels = (call->keys + PANEL - 1) / PANEL;
-    job.steps = (call->width + 1) / 2;
+    job.steps = words_of(call->width);
     job.value_padded = rounded_up(call->value_width, LANES);
     const long heads = call->batch * call->key_heads;
     int failed = see(&job.seen, call, FORWARD_ROWS);
     const int shared = job.seen.blocks * (call->heads / call->key_heads) > 2;
     const long groups = shared ? (job.panels + PANELS_AT_ONCE - 1) / PANELS_AT_ONCE : 0;
     if (!failed && shared) failed = forward_panels(&job, heads * job.panels);
-    if (!failed)
-        failed = run_phases(&job, forward_block(&job, NULL, &none), forward_pack, heads * groups,
-                            forward_rows, call->batch * call->heads * job.seen.blocks,
-                            call->threads);
+    split_keys(&job);
+    if (!failed) failed = forward_phases(&job, heads * groups);
+    free(job.parts);
     free(job.keys);
     free(job.values);
     free(job.values_wrong);
@@ -77,8 +100,8 @@ static long key_block(long widths) { return widths <= 160 ? 256 : widths <= 320 
 EXPORT int accel_attention_backward(const struct call *call) {
     struct backward job = {.call = call, .shape = shape_of(call)};
     struct tile none;
-    job.steps = (call->width + 1) / 2;
-    job.value_steps = (call->value_width + 1) / 2;
+    job.steps = words_of(call->width);
+    job.value_steps = words_of(call->value_width);
     job.padded = rounded_up(call->width, LANES);
     job.value_padded = rounded_up(call->value_width, LANES);
     job.key_block = key_block(job.padded + job.value_padded);
@@ -87,7 +110,7 @@ EXPORT int accel_attention_backward(const struct call *call) {
     int failed = see(&job.seen, call, BACKWARD_ROWS);
     const long heads = call->batch * call->heads, rows = heads * call->queries;
     const long blocks = heads * job.seen.blocks;
-    job.lse = aligned((size_t)rows * 4);
+    job.lse = aligned((size_t)rows * 8);
     job.delta = aligned((size_t)rows * 4);
     job.grad_query = aligned((size_t)(blocks * BACKWARD_ROWS * job.padded) * 4);
     job.added = aligned((size_t)blocks * sizeof(atomic_long));

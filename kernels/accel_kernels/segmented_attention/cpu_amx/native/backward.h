@@ -15,37 +15,42 @@ enum { DELTA_ROWS = 256 };
 // As add_rows and add_transposed, of what is seen only: 0 * NaN would be NaN.
 static void add_rows_selected(const struct tile *tile, long first, const uint32_t *keys,
                               long width) {
-    const uint16_t *changes = (const uint16_t *)tile->change_rows;
-    for (long r = first; r < first + STRIP; r++)
+    const number *changes = (const number *)tile->change_rows;
+    for (long r = first; r < first + STRIP; r++) {
+        struct chosen chosen = {0};
         for (uint64_t left = tile->bits[r]; left; left &= left - 1) {
             const long k = __builtin_ctzll(left);
-            add_one(widened(changes[r * PANEL + k]), keys, k, tile->grad_query + r * width, width);
+            choose(&chosen, k, changes[r * PANEL + k]);
         }
+        add_chosen(&chosen, keys, tile->grad_query + r * width, width);
+    }
 }
 
 static void add_transposed_selected(const struct tile *tile, long first, long end,
                                     const uint32_t *factors, const uint32_t *rows, float *sum,
                                     long width) {
-    for (long r = first; r < end; r++)
-        for (uint64_t left = tile->bits[r]; left; left &= left - 1) {
-            const long k = __builtin_ctzll(left);
-            const uint16_t *pair = (const uint16_t *)(factors + r / 2 * PANEL + k);
-            add_one(widened(pair[r % 2]), rows, r, sum + k * width, width);
+    for (long k = 0; k < PANEL; k++) {
+        struct chosen chosen = {0};
+        for (long r = first; r < end; r++) {
+            const number *pair = (const number *)(factors + r / PAIR * PANEL + k);
+            if (tile->bits[r] >> k & 1) choose(&chosen, r, pair[r % PAIR]);
         }
+        add_chosen(&chosen, rows, sum + k * width, width);
+    }
 }
 
 static void add_to(const struct tile *tile, int selected, long first, long end,
                    const uint32_t *factors, const uint32_t *rows, float *sum, long width) {
     if (selected) add_transposed_selected(tile, first, end, factors, rows, sum, width);
     else
-        add_transposed((end - first) / 2, factors + first / 2 * PANEL, rows + first / 2 * width,
-                       sum, width);
+        add_transposed((end - first) / PAIR, factors + first / PAIR * PANEL,
+                       rows + first / PAIR * width, sum, width);
 }
 
 // One panel of keys against the rows of the tile.
 static void backward_panel(const struct backward *job, const struct tile *tile, long panel,
                            long first_key, int kind) {
-    const uint32_t *key_rows = tile->key_rows + panel * (PANEL / 2) * job->padded;
+    const uint32_t *key_rows = tile->key_rows + panel * (PANEL / PAIR) * job->padded;
     const int partial = kind == PARTIAL, variant = variant_of(&job->shape, job->call);
     const long rows = rounded_up(tile->rows, STRIP);
     long begin = -1, end = 0;
@@ -59,7 +64,7 @@ static void backward_panel(const struct backward *job, const struct tile *tile, 
         }
         if (partial && !some) {
             // Between rows that see something, these count with zeros.
-            for (long n = first / 2 * PANEL; n < (first + STRIP) / 2 * PANEL; n++)
+            for (long n = first / PAIR * PANEL; n < (first + STRIP) / PAIR * PANEL; n++)
                 tile->weights[n] = tile->changes[n] = 0;
             continue;
         }
@@ -67,7 +72,8 @@ static void backward_panel(const struct backward *job, const struct tile *tile, 
                                                                         first_key);
         if (partial && tile->keys_wrong) add_rows_selected(tile, first, key_rows, job->padded);
         else
-            add_rows(PANEL / 2, tile->change_rows + first * (PANEL / 2), PANEL / 2, key_rows,
+            add_rows(PANEL / PAIR, tile->change_rows + first * (PANEL / PAIR), PANEL / PAIR,
+                     key_rows,
                      tile->grad_query + first * job->padded, job->padded);
         if (begin < 0) begin = first;
         end = first + STRIP;
@@ -83,8 +89,8 @@ static void load_tile(const struct backward *job, struct tile *tile, long b, lon
     const struct call *call = job->call;
     const long row = i * BACKWARD_ROWS, rows = at_most(BACKWARD_ROWS, call->queries - row);
     const long padded = rounded_up(rows, STRIP);
-    const uint16_t *query = row_of(&call->query, b, h, row);
-    const uint16_t *grad_out = row_of(&call->grad_out, b, h, row);
+    const number *query = row_of(&call->query, b, h, row);
+    const number *grad_out = row_of(&call->grad_out, b, h, row);
     tile->batch = b;
     tile->head = h;
     tile->row = row;
@@ -99,7 +105,9 @@ static void load_tile(const struct backward *job, struct tile *tile, long b, lon
                                       call->grad_out.row, rows, call->value_width);
     const long at = (b * call->heads + h) * call->queries + row;
     for (long r = 0; r < padded; r++) {
-        tile->lse[r] = r < rows ? job->lse[at + r] : 0.0f;
+        const double lse = r < rows ? job->lse[at + r] : 0.0;
+        tile->lse[r] = (float)lse;
+        tile->lse_rest[r] = PAIR == 1 && isfinite(lse) ? (float)(lse - tile->lse[r]) : 0.0f;
         tile->delta[r] = r < rows ? job->delta[at + r] : 0.0f;
     }
     for (long n = 0; n < padded * job->padded; n++) tile->grad_query[n] = 0.0f;
@@ -138,13 +146,13 @@ static void load_keys(const struct backward *job, struct tile *tile, long b, lon
     tile->keys_wrong = 0;
     for (long n = 0; n < count; n += PANEL) {
         const long panel = n / PANEL, rows = at_most(PANEL, count - n);
-        const uint16_t *key = row_of(&call->key, b, h, first + n);
+        const number *key = row_of(&call->key, b, h, first + n);
         pack_transposed(tile->keys + panel * job->steps * PANEL, key, call->key.row, rows,
                         call->width);
         pack_transposed(tile->values + panel * job->value_steps * PANEL,
                         row_of(&call->value, b, h, first + n), call->value.row, rows,
                         call->value_width);
-        tile->keys_wrong |= pack_pairs(tile->key_rows + panel * (PANEL / 2) * job->padded,
+        tile->keys_wrong |= pack_pairs(tile->key_rows + panel * (PANEL / PAIR) * job->padded,
                                        job->padded, PANEL, key, call->key.row, rows, call->width);
     }
     for (long n = 0; n < job->key_block * job->padded; n++) tile->grad_key[n] = 0.0f;
@@ -188,20 +196,17 @@ static void backward_delta(void *given, char *scratch, long index) {
     const long b = head / call->heads, h = head % call->heads;
     (void)scratch;
     for (long row = first; row < at_most(first + DELTA_ROWS, call->queries); row++) {
-        const uint16_t *out = row_of(&call->out, b, h, row);
-        const uint16_t *grad = row_of(&call->grad_out, b, h, row);
+        const number *out = row_of(&call->out, b, h, row);
+        const number *grad = row_of(&call->grad_out, b, h, row);
         const long at = head * call->queries + row;
         f32x16 sum = _mm512_setzero_ps();
         for (long d = 0; d < call->value_width; d += LANES) {
             const __mmask16 mask = first_lanes(call->value_width - d);
-            const __m512i x = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, out + d));
-            const __m512i y = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, grad + d));
-            sum = _mm512_fmadd_ps((f32x16)_mm512_slli_epi32(x, 16),
-                                  (f32x16)_mm512_slli_epi32(y, 16), sum);
+            sum = _mm512_fmadd_ps(load_numbers(out + d, mask), load_numbers(grad + d, mask), sum);
         }
         job->delta[at] = _mm512_reduce_add_ps(sum) - (call->grad_lse ? call->grad_lse[at] : 0.0f);
         const float lse = call->lse[at];
-        job->lse[at] = lse == -INFINITY ? INFINITY : (float)(lse * LOG2E);
+        job->lse[at] = lse == -INFINITY ? INFINITY : lse * LOG2E;
         for (long d = 0; d < call->width; d++) row_of(&call->grad_query, b, h, row)[d] = 0;
     }
 }

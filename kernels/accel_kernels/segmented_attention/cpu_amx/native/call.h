@@ -4,8 +4,18 @@
 
 #include <stdint.h>
 
+// Products take words of 32 bits: two bfloat16 that follow one another along the summed dimension,
+// or one float32.
+#ifdef ACCEL_FLOAT32
+typedef float number;
+enum { PAIR = 1 };
+#else
+typedef uint16_t number;
+enum { PAIR = 2 };
+#endif
+
 struct rows {
-    void *data;                  // bfloat16
+    void *data;                  // of `number`
     int64_t batch, head, row;    // strides in elements; within a row they follow one another
 };
 
@@ -38,8 +48,8 @@ struct call {
     const float *grad_lse;       // as lse, or NULL
 };
 
-static inline uint16_t *row_of(const struct rows *rows, int64_t batch, int64_t head, int64_t row) {
-    return (uint16_t *)rows->data + batch * rows->batch + head * rows->head + row * rows->row;
+static inline number *row_of(const struct rows *rows, int64_t batch, int64_t head, int64_t row) {
+    return (number *)rows->data + batch * rows->batch + head * rows->head + row * rows->row;
 }
 
 #endif

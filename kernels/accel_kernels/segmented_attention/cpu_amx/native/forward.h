@@ -19,12 +19,12 @@ static size_t forward_block(const struct forward *job, char *at, struct forward_
     const long rows = FORWARD_ROWS, own = job->keys ? 0 : PANEL;
     block->total = carve(&at, rows * job->value_padded * 4);
     block->sums = carve(&at, rows * LANES * 4);
-    block->weights = carve(&at, STRIP * PANEL * 2);
+    block->weights = carve(&at, STRIP * (PANEL / PAIR) * 4);
     block->shift = carve(&at, rows * 4);
     block->limit = carve(&at, rows * 4);
     block->query = carve(&at, rows * job->steps * 4);
     block->keys = carve(&at, own * job->steps * 4);
-    block->values = carve(&at, own / 2 * job->value_padded * 4);
+    block->values = carve(&at, own / PAIR * job->value_padded * 4);
     return (size_t)(at - start);
 }
 
@@ -49,8 +49,22 @@ static void forward_pack(void *given, char *scratch, long index) {
         job->values_wrong[at] =
             (char)pack_panel(job, head / call->key_heads, head % call->key_heads, p,
                              job->keys + at * job->steps * PANEL,
-                             job->values + at * job->value_padded * (PANEL / 2));
+                             job->values + at * job->value_padded * (PANEL / PAIR));
     }
+}
+
+// Whether a panel of values is as products read it.
+INLINE int values_lie_ready(const struct forward *job, long p) {
+    const struct call *call = job->call;
+    return PAIR == 1 && (p + 1) * PANEL <= call->keys && call->value_width == job->value_padded &&
+           call->value.row == job->value_padded;
+}
+
+// Ask for a panel of rows that will be read next; beyond the end it does nothing.
+INLINE void fetch_rows(const number *rows, long stride, long width) {
+    for (long r = 0; r < PANEL; r++)
+        for (long d = 0; d < width; d += 64 / (long)sizeof(number))
+            _mm_prefetch((const char *)(rows + r * stride + d), _MM_HINT_T0);
 }
 
 static struct panel panel_of(const struct forward *job, const struct forward_block *block, long b,
@@ -59,8 +73,17 @@ static struct panel panel_of(const struct forward *job, const struct forward_blo
     if (job->keys) {
         const long at = (b * job->call->key_heads + h) * job->panels + p;
         panel.keys = job->keys + at * job->steps * PANEL;
-        panel.values = job->values + at * job->value_padded * (PANEL / 2);
+        panel.values = job->values + at * job->value_padded * (PANEL / PAIR);
         panel.values_wrong = job->values_wrong[at];
+    } else if (kind == FULL && values_lie_ready(job, p)) {
+        // Whether these are finite matters only where some are not seen.
+        const number *keys = row_of(&job->call->key, b, h, p * PANEL);
+        const number *values = row_of(&job->call->value, b, h, p * PANEL);
+        fetch_rows(keys + PANEL * job->call->key.row, job->call->key.row, job->call->width);
+        fetch_rows(values + PANEL * job->call->value.row, job->call->value.row,
+                   job->call->value_width);
+        pack_transposed(block->keys, keys, job->call->key.row, PANEL, job->call->width);
+        panel.values = (const uint32_t *)values;
     } else panel.values_wrong = pack_panel(job, b, h, p, block->keys, block->values);
     return panel;
 }
@@ -68,12 +91,15 @@ static struct panel panel_of(const struct forward *job, const struct forward_blo
 // Only what is seen is multiplied: 0 * NaN would be NaN.
 static void add_selected(const struct forward_block *block, long first, const uint32_t *values,
                          long width, const uint64_t *bits) {
-    for (int r = 0; r < STRIP; r++)
+    const number *weights = (const number *)block->weights;
+    for (int r = 0; r < STRIP; r++) {
+        struct chosen chosen = {0};
         for (uint64_t left = bits[r]; left; left &= left - 1) {
             const long k = __builtin_ctzll(left);
-            const uint16_t weight = ((const uint16_t *)block->weights)[r * PANEL + k];
-            add_one(widened(weight), values, k, block->total + (first + r) * width, width);
+            choose(&chosen, k, weights[r * PANEL + k]);
         }
+        add_chosen(&chosen, values, block->total + (first + r) * width, width);
+    }
 }
 
 // One panel of keys for all rows of a block.
@@ -95,7 +121,7 @@ static void forward_panel(const struct forward *job, const struct forward_block 
         if (masked && panel->values_wrong)
             add_selected(block, first, panel->values, job->value_padded, bits);
         else
-            add_rows(PANEL / 2, block->weights, PANEL / 2, panel->values,
+            add_rows(PANEL / PAIR, block->weights, PANEL / PAIR, panel->values,
                      block->total + first * job->value_padded, job->value_padded);
     }
 }
@@ -115,12 +141,63 @@ static void forward_write(const struct forward *job, const struct forward_block 
     }
 }
 
+// A row's state over a split of the keys: its total, then its sum, shift and limit.
+INLINE float *part_of(const struct forward *job, long split, long head, long row) {
+    const long heads = job->call->batch * job->call->heads;
+    return job->parts + ((split * heads + head) * PART_ROWS + row) * (job->value_padded + 3);
+}
+
+static void keep_part(const struct forward *job, const struct forward_block *block, long split,
+                      long head, long rows) {
+    const long width = job->value_padded;
+    for (long r = 0; r < rows; r++) {
+        float *part = part_of(job, split, head, r);
+        for (long d = 0; d < width; d++) part[d] = block->total[r * width + d];
+        part[width] = _mm512_reduce_add_ps(_mm512_loadu_ps(block->sums + r * LANES));
+        part[width + 1] = block->shift[r];
+        part[width + 2] = block->limit[r];
+    }
+}
+
+// Merge the states of a head's rows, in the order of the splits.
+static void forward_merge(void *given, char *scratch, long head) {
+    const struct forward *job = given;
+    const struct call *call = job->call;
+    const long rows = call->queries, width = job->value_padded;
+    struct forward_block block;
+    forward_block(job, scratch, &block);
+    block.row = 0;
+    for (long r = 0; r < rows; r++) {
+        float *total = block.total + r * width, *sums = block.sums + r * LANES;
+        float most = -INFINITY;
+        for (long s = 0; s < job->splits; s++) {
+            const float *part = part_of(job, s, head, r) + width;
+            if (part[2] != -INFINITY && !(part[1] <= most)) most = part[1];
+        }
+        for (long d = 0; d < width; d++) total[d] = 0.0f;
+        for (long d = 0; d < LANES; d++) sums[d] = 0.0f;
+        for (long s = 0; s < job->splits; s++) {
+            const float *part = part_of(job, s, head, r);
+            // Then there is nothing in it, or NaN.
+            const int nothing = part[width + 2] == -INFINITY;
+            const float factor = nothing ? 1.0f : exp2f(part[width + 1] - most);
+            for (long d = 0; d < width; d++) total[d] += factor * part[d];
+            sums[0] += factor * part[width];
+        }
+        block.limit[r] = most;
+        block.shift[r] = most == -INFINITY ? 0.0f : most;
+    }
+    forward_write(job, &block, head / call->heads, head % call->heads, rows);
+}
+
 static void forward_rows(void *given, char *scratch, long index) {
     const struct forward *job = given;
     const struct call *call = job->call;
     const long heads = call->batch * call->heads, head = index % heads;
+    const long split = index / heads % job->splits;
     // With a causal mask the last rows see most: they come first.
-    const long i = job->seen.blocks - 1 - index / heads, row = i * FORWARD_ROWS;
+    const long i = job->seen.blocks - 1 - index / heads / job->splits, row = i * FORWARD_ROWS;
+    const long end = at_most((split + 1) * job->split_panels, job->panels);
     const long b = head / call->heads, h = head % call->heads;
     const long h_kv = h / (call->heads / call->key_heads);
     const long rows = at_most(FORWARD_ROWS, call->queries - row);
@@ -135,13 +212,14 @@ static void forward_rows(void *given, char *scratch, long index) {
     for (long n = 0; n < FORWARD_ROWS; n++) block.shift[n] = 0.0f, block.limit[n] = -INFINITY;
     pack_rows(block.query, job->steps, rounded_up(rows, STRIP), row_of(&call->query, b, h, row),
               call->query.row, rows, call->width);
-    for (long p = 0; p < job->panels; p++) {
+    for (long p = split * job->split_panels; p < end; p++) {
         const int kind = block_kind(&job->seen, b, i, p * PANEL, (p + 1) * PANEL);
         if (kind == EMPTY) continue;
         const struct panel panel = panel_of(job, &block, b, h_kv, p, kind);
         forward_panel(job, &block, rows, &panel);
     }
-    forward_write(job, &block, b, h, rows);
+    if (job->splits > 1) keep_part(job, &block, split, head, rows);
+    else forward_write(job, &block, b, h, rows);
 }
 
 #endif

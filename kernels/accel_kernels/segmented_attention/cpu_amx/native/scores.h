@@ -11,7 +11,7 @@ static const double LOG2E = 1.4426950408889634;
 enum { PLAIN = 0, MASKED = 1, SHAPED = 2, DROPPED = 4 };
 
 struct shape {
-    float scale;         // of base-2 scores
+    float scale, rest;   // of base-2 scores; what float32 leaves of the exact scale
     float inner, cap;    // tanh(inner * product) * cap instead, if cap is not 0
     const float *slopes; // [batch or 1][heads], or NULL
     long slope_batch, place;
@@ -19,6 +19,7 @@ struct shape {
 
 static struct shape shape_of(const struct call *call) {
     struct shape shape = {.scale = (float)(call->scale * LOG2E), .slopes = call->slopes};
+    shape.rest = PAIR == 1 ? (float)(call->scale * LOG2E - shape.scale) : 0.0f;
     if (call->softcap != 0.0) {
         shape.inner = (float)(call->scale / call->softcap);
         shape.cap = (float)(call->softcap * LOG2E);
@@ -47,10 +48,20 @@ INLINE f32x16 tanh_of(f32x16 x) {
     return (f32x16)_mm512_or_si512((__m512i)y, sign);
 }
 
+// `scale * product - less`; of float32 with the exact scale, whose rounding would count where
+// scores are hundreds.
+INLINE f32x16 scaled(const struct shape *shape, f32x16 product, f32x16 less) {
+    const f32x16 found = _mm512_fmsub_ps(product, _mm512_set1_ps(shape->scale), less);
+    if (PAIR > 1) return found;
+    enum { INFINITE = 0x18 };  // of which a part is no number
+    const __mmask16 known = _knot_mask16(_mm512_fpclass_ps_mask(product, INFINITE));
+    return _mm512_mask3_fmadd_ps(product, _mm512_set1_ps(shape->rest), found, known);
+}
+
 // The score of one row and 16 keys from `key` on. slope: in base 2. *tanh: for the derivative.
 INLINE f32x16 shaped(const struct shape *shape, float slope, f32x16 product, long row, long key,
                      f32x16 *tanh) {
-    f32x16 score = _mm512_mul_ps(product, _mm512_set1_ps(shape->scale));
+    f32x16 score = scaled(shape, product, _mm512_setzero_ps());
     if (shape->cap != 0.0f) {
         *tanh = tanh_of(_mm512_mul_ps(product, _mm512_set1_ps(shape->inner)));
         score = _mm512_mul_ps(*tanh, _mm512_set1_ps(shape->cap));

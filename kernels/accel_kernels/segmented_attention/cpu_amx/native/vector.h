@@ -1,14 +1,16 @@
-// Vectors of 16 float32 and of 32 bfloat16, and the products that everything here is made of.
+// Vectors of 16 words, and the products that everything here is made of.
 //
-// `vdpbf16ps` adds, in each of 16 lanes, two products of bfloat16 to a float32. So operands are
-// held in words of two bfloat16 that follow one another along the summed dimension. One operand is
-// read a word at a time and broadcast, the other 16 words at a time ("lined up").
+// `vdpbf16ps` adds, in each of 16 lanes, two products of bfloat16 to a float32: the two of a word.
+// A word of float32 is one factor. One operand is read a word at a time and broadcast, the other 16
+// words at a time ("lined up").
 #ifndef ACCEL_VECTOR_H
 #define ACCEL_VECTOR_H
 
 #include <immintrin.h>
+#include <math.h>
 #include <stddef.h>
-#include <stdint.h>
+
+#include "call.h"
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
@@ -21,19 +23,33 @@ enum { LANES = 16, STRIP = 6, COLUMNS = 4, PANEL = COLUMNS * LANES };
 INLINE long at_most(long a, long b) { return a < b ? a : b; }
 INLINE long rounded_up(long a, long unit) { return (a + unit - 1) / unit * unit; }
 
+INLINE long words_of(long numbers) { return (numbers + PAIR - 1) / PAIR; }
+
 INLINE __mmask16 first_lanes(long count) {
     return (__mmask16)(count >= LANES ? 0xffff : (1u << count) - 1);
 }
 
-INLINE __m512bh broadcast(const uint32_t *word) {
-    return (__m512bh)_mm512_set1_epi32((int)*word);
+INLINE __m512i broadcast(const uint32_t *word) { return _mm512_set1_epi32((int)*word); }
+
+INLINE __m512i lined_up(const uint32_t *words) { return _mm512_loadu_si512(words); }
+
+// sum + products of the words' numbers.
+INLINE f32x16 add_products(f32x16 sum, __m512i a, __m512i b) {
+#ifdef ACCEL_FLOAT32
+    return _mm512_fmadd_ps((f32x16)a, (f32x16)b, sum);
+#else
+    return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+#endif
 }
 
-INLINE __m512bh lined_up(const uint32_t *words) { return (__m512bh)_mm512_loadu_si512(words); }
-
-// 16 of `low`, then 16 of `high`, rounded to nearest even.
-INLINE __m512i rounded(f32x16 low, f32x16 high) {
-    return (__m512i)_mm512_cvtne2ps_pbh(high, low);
+// Words of `64 / PAIR`: 64 numbers that follow one another, rounded to nearest even.
+INLINE void store_panel(uint32_t *to, const f32x16 x[4]) {
+#ifdef ACCEL_FLOAT32
+    UNROLL for (int c = 0; c < 4; c++) _mm512_storeu_ps(to + c * 16, x[c]);
+#else
+    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(x[1], x[0]));
+    _mm512_storeu_si512(to + 16, (__m512i)_mm512_cvtne2ps_pbh(x[3], x[2]));
+#endif
 }
 
 // 2^x to 1e-7: 2^f by a polynomial of degree 5 on [-1/2, 1/2], least in the largest relative error,
@@ -63,26 +79,28 @@ INLINE void clear(f32x16 sums[STRIP][COLUMNS]) {
 INLINE void multiply(int rows, int columns, long steps, const uint32_t *a, long row, long step,
                      const uint32_t *b, long width, f32x16 sums[STRIP][COLUMNS]) {
     for (long k = 0; k < steps; k++) {
-        __m512bh line[COLUMNS];
+        __m512i line[COLUMNS];
         UNROLL for (int c = 0; c < columns; c++) line[c] = lined_up(b + k * width + c * LANES);
         UNROLL for (int r = 0; r < rows; r++) {
-            const __m512bh one = broadcast(a + r * row + k * step);
+            const __m512i one = broadcast(a + r * row + k * step);
             UNROLL for (int c = 0; c < columns; c++)
-                sums[r][c] = _mm512_dpbf16_ps(sums[r][c], one, line[c]);
+                sums[r][c] = add_products(sums[r][c], one, line[c]);
         }
     }
 }
 
+// Products are summed before they are added: of many short sums the error grows less than of a
+// long one.
 INLINE void add_block(int rows, int columns, long steps, const uint32_t *a, long row, long step,
                       const uint32_t *b, float *sum, long width) {
     f32x16 sums[STRIP][COLUMNS];
-    UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int c = 0; c < columns; c++)
-            sums[r][c] = _mm512_loadu_ps(sum + r * width + c * LANES);
+    clear(sums);
     multiply(rows, columns, steps, a, row, step, b, width, sums);
     UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int c = 0; c < columns; c++)
-            _mm512_storeu_ps(sum + r * width + c * LANES, sums[r][c]);
+        UNROLL for (int c = 0; c < columns; c++) {
+            float *to = sum + r * width + c * LANES;
+            _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), sums[r][c]));
+        }
 }
 
 INLINE void add_columns(int rows, long steps, const uint32_t *a, long row, long step,
@@ -98,13 +116,13 @@ INLINE void add_columns(int rows, long steps, const uint32_t *a, long row, long 
     }
 }
 
-// sum[6][width] += a[6][2 steps] * b[2 steps][width]; `a` by rows of `row` words, `b` lined up.
+// sum[6][width] += a[6][steps] * b[steps][width]; `a` by rows of `row` words, `b` lined up.
 static void add_rows(long steps, const uint32_t *a, long row, const uint32_t *b, float *sum,
                      long width) {
     add_columns(STRIP, steps, a, row, 1, b, sum, width);
 }
 
-// sum[PANEL][width] += a[2 steps][PANEL] transposed * b[2 steps][width]; both lined up.
+// sum[PANEL][width] += a[steps][PANEL] transposed * b[steps][width]; both lined up.
 static void add_transposed(long steps, const uint32_t *a, const uint32_t *b, float *sum,
                            long width) {
     enum { REST = PANEL % STRIP };
@@ -114,22 +132,59 @@ static void add_transposed(long steps, const uint32_t *a, const uint32_t *b, flo
     add_columns(REST, steps, a + r, 1, PANEL, b, sum + r * width, width);
 }
 
-INLINE float widened(uint16_t number) {
-    union { uint32_t bits; float value; } x = {(uint32_t)number << 16};
-    return x.value;
+INLINE float widened(number x) {
+#ifdef ACCEL_FLOAT32
+    return x;
+#else
+    union { uint32_t bits; float value; } wide = {(uint32_t)x << 16};
+    return wide.value;
+#endif
 }
 
-// sum[d] += factor * row `k` of what is lined up; for what must not be multiplied by zero.
-static void add_one(float factor, const uint32_t *b, long k, float *sum, long width) {
-    const uint16_t *from = (const uint16_t *)(b + k / 2 * width) + k % 2;
-    for (long d = 0; d < width; d++) sum[d] += factor * widened(from[2 * d]);
+// Up to 16 numbers of a row; zeros for the others.
+INLINE f32x16 load_numbers(const number *from, __mmask16 some) {
+#ifdef ACCEL_FLOAT32
+    return _mm512_maskz_loadu_ps(some, from);
+#else
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, from));
+    return (f32x16)_mm512_slli_epi32(wide, 16);
+#endif
 }
 
-// Write float32 as bfloat16, multiplied by a factor.
-static void store_row(uint16_t *to, const float *from, long width, float factor) {
+// Rows of what is lined up and their factors, where others must not be multiplied by zero.
+struct chosen {
+    long count, row[96];
+    float factor[96];
+};
+
+INLINE void choose(struct chosen *chosen, long row, number factor) {
+    chosen->row[chosen->count] = row;
+    chosen->factor[chosen->count++] = widened(factor);
+}
+
+// sum[d] += sum of factors times rows, in their order, as `add_block` does it.
+static void add_chosen(const struct chosen *chosen, const uint32_t *b, float *sum, long width) {
+    for (long d = 0; d < width; d++) {
+        float total = 0.0f;
+        for (long i = 0; i < chosen->count; i++) {
+            const long row = chosen->row[i];
+            const number *from = (const number *)(b + row / PAIR * width + d) + row % PAIR;
+            total = fmaf(chosen->factor[i], widened(*from), total);
+        }
+        sum[d] += total;
+    }
+}
+
+// Write float32 as numbers, multiplied by a factor.
+static void store_row(number *to, const float *from, long width, float factor) {
     for (long d = 0; d < width; d += LANES) {
         const f32x16 x = _mm512_mul_ps(_mm512_loadu_ps(from + d), _mm512_set1_ps(factor));
-        _mm256_mask_storeu_epi16(to + d, first_lanes(width - d), (__m256i)_mm512_cvtneps_pbh(x));
+        const __mmask16 some = first_lanes(width - d);
+#ifdef ACCEL_FLOAT32
+        _mm512_mask_storeu_ps(to + d, some, x);
+#else
+        _mm256_mask_storeu_epi16(to + d, some, (__m256i)_mm512_cvtneps_pbh(x));
+#endif
     }
 }
 

@@ -15,7 +15,7 @@
 #include "scores.h"
 #include "visible.h"
 
-enum { FORWARD_ROWS = 16 * STRIP };
+enum { FORWARD_ROWS = 16 * STRIP, PART_ROWS = FORWARD_ROWS / 3 };
 static const float SLACK = 8.0f;
 
 struct forward {
@@ -25,6 +25,9 @@ struct forward {
     uint32_t *keys, *values;
     char *values_wrong;       // of each panel: something is not finite
     long panels, steps, value_padded;
+    // Few rows against many keys: tasks of `split_panels` panels, whose states are merged.
+    long splits, split_panels;
+    float *parts;             // [splits][batch][heads][PART_ROWS][value_padded + 3]: see `part_of`
     struct shape shape;
 };
 
@@ -34,7 +37,7 @@ struct forward_block {
     float *total;             // [FORWARD_ROWS][value_padded]
     float *sums;              // [FORWARD_ROWS][LANES]
     float *shift, *limit;     // [FORWARD_ROWS]; limit: -inf where nothing was seen
-    uint32_t *weights;        // [STRIP][PANEL / 2]
+    uint32_t *weights;        // [STRIP][PANEL / PAIR]
     uint32_t *keys, *values;  // a packed panel of its own
     float slope;
     long batch, head, row;    // first row
@@ -69,14 +72,14 @@ INLINE void weigh(const struct forward *job, const struct forward_block *block, 
     clear(s);
     multiply(STRIP, COLUMNS, job->steps, block->query + first * job->steps, job->steps, 1, keys,
              PANEL, s);
-    const f32x16 scale = _mm512_set1_ps(job->shape.scale), none = _mm512_set1_ps(-INFINITY);
+    const f32x16 none = _mm512_set1_ps(-INFINITY);
     UNROLL for (int r = 0; r < STRIP; r++) {
         UNROLL for (int c = 0; c < COLUMNS; c++) {
             f32x16 unused;
             if (variant & SHAPED)
                 s[r][c] = shaped(&job->shape, block->slope, s[r][c], block->row + first + r,
                                  key + c * LANES, &unused);
-            else s[r][c] = _mm512_mul_ps(s[r][c], scale);
+            else s[r][c] = scaled(&job->shape, s[r][c], _mm512_setzero_ps());
             if (variant & MASKED)
                 s[r][c] = _mm512_mask_mov_ps(none, (__mmask16)(bits[r] >> (c * LANES)), s[r][c]);
         }
@@ -102,9 +105,7 @@ INLINE void weigh(const struct forward *job, const struct forward_block *block, 
             UNROLL for (int c = 0; c < COLUMNS; c++)
                 s[r][c] = _mm512_maskz_mov_ps((__mmask16)(kept >> (c * LANES)), s[r][c]);
         }
-        uint32_t *to = block->weights + r * (PANEL / 2);
-        _mm512_storeu_si512(to, rounded(s[r][0], s[r][1]));
-        _mm512_storeu_si512(to + LANES, rounded(s[r][2], s[r][3]));
+        store_panel(block->weights + r * (PANEL / PAIR), s[r]);
     }
 }
 
