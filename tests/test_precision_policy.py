@@ -9,7 +9,7 @@ import pickle
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accel.precision import DynamicLossScale, NoLossScale, Policy
@@ -19,6 +19,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class TestPolicy:
+    @settings(deadline=None)
     @given(name=st.sampled_from(sorted(DTYPES)), gap=st.text(" \t", max_size=3))
     def test_one_dtype(self, name, gap):
         policy = Policy.parse(f"{gap}compute{gap}={gap}{name}{gap}")

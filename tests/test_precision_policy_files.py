@@ -87,7 +87,7 @@ def test_saved_and_loaded(tmp_path, kind, policy):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.text(st.characters(codec="utf-8"), min_size=1))
 def test_any_name_of_a_module(tmp_path, kind, name):
     policy = Policy(torch.bfloat16, rules=[Rule("float32", name)])

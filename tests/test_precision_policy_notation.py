@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -66,6 +66,7 @@ def policies(draw):
 
 
 class TestRoundTrip:
+    @settings(deadline=None)
     @given(policy=policies())
     def test_any_policy(self, policy):
         assert Policy.parse(str(policy)) == policy
@@ -74,6 +75,7 @@ class TestRoundTrip:
     def test_presets(self, name):
         assert Policy.parse(name) == Policy.parse(str(PRESETS[name])) == PRESETS[name]
 
+    @settings(deadline=None)
     @given(text=st.text(max_size=30) | st.text('ap=;,{}<>/@?:."\\ *float16', max_size=30))
     def test_any_text_is_a_policy_or_refused_with_a_message_that_quotes_it(self, text):
         refusal = None
@@ -142,8 +144,15 @@ class TestReading:
             rule for rule in PRESETS["fp8_block"].rules if rule.selector != "<linear>/weight"
         )
         assert (policy.compute, policy.emulate) == (torch.bfloat16, True)
-        changed = Policy.parse("fp8_block,compute=fp16,output=fp32")
+
+    def test_what_a_preset_keeps_in_its_compute_dtype_follows_another(self):
+        changed = Policy.parse("fp8_block,compute=fp16,output=fp32; x=bf16")
         assert (changed.compute, changed.output) == (torch.float16, torch.float32)
+        kept, own = Rule(torch.float16, type="head", optional=True), Rule(torch.bfloat16, "x")
+        assert changed.rules[:2] == (own, kept)
+        assert changed.rules[-2:] == PRESETS["fp8_block"].rules[-2:]
+        same = Policy.parse("fp8_block,compute=fp16; <head>?=bf16")
+        assert same.rules[0] == PRESETS["fp8_block"].rules[0]
 
     def test_mx_scales_are_powers_of_two_unasked(self):
         mx = scaled(E4M3, "1x32", scales="power_of_two")

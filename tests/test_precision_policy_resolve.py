@@ -52,6 +52,16 @@ def computes(policy, model, device=None):
     return {name: plan.compute for name, plan in policy.resolve(model, device).items()}
 
 
+@pytest.fixture
+def single_process():
+    """A mesh of one CPU."""
+    from torch import distributed
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield distributed.init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()
+
+
 def slots(resolution, name):
     return {f"{s.role}@{s.gemm}": f for s, f in resolution[name].slots.items()}
 
@@ -358,6 +368,20 @@ class TestSharedAndWrapped:
         assert list(resolution.plain_names.values()) == list(policy.resolve(Lm()))
         assert resolution["_orig_mod.blocks.0.mlp.0._orig_mod"].kind == "Linear"
 
+    def test_distributed_wrappers(self, single_process):
+        from torch.distributed.fsdp import FullyShardedDataParallel
+        from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+        policy = Policy.parse("compute=bf16; blocks.1.mlp.0=f32")
+        wrap = ModuleWrapPolicy({nn.Linear})
+        sharded = FullyShardedDataParallel(Lm(), auto_wrap_policy=wrap, use_orig_params=True)
+        for wrapped in (nn.parallel.DistributedDataParallel(Lm()), sharded):
+            resolution = policy.resolve(wrapped)
+            (chosen,) = (name for name, plan in resolution.items() if plan.compute == F32)
+            assert resolution.plain_names[chosen] == "blocks.1.mlp.0"
+            assert resolution.modules[chosen] is wrapped.get_submodule(chosen)
+            assert list(resolution.plain_names.values()) == list(policy.resolve(Lm()))
+
     def test_data_parallel_and_checkpointing(self):
         from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
@@ -399,25 +423,31 @@ class TestSwappedClasses:
         assert resolution["head"].kind == "Linear"
         assert set(resolution["head"].slots.values()) == {E4M3_ROW}
 
-    def test_fsdp2s(self):
-        from torch import distributed
+    def test_fsdp2s(self, single_process):
         from torch.distributed.fsdp import fully_shard
 
-        distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-        try:
-            mesh = distributed.init_device_mesh("cpu", (1,))
-            model = Lm()
-            for block in model.blocks:
-                fully_shard(block, mesh=mesh)
-            fully_shard(model.head, mesh=mesh)
-            fully_shard(model, mesh=mesh)
-            resolution = Policy.parse("compute=bf16; <linear>=e4m3:row").resolve(model, "sm_90")
-        finally:
-            distributed.destroy_process_group()
+        model = Lm()
+        for block in model.blocks:
+            fully_shard(block, mesh=single_process)
+        fully_shard(model.head, mesh=single_process)
+        fully_shard(model, mesh=single_process)
+        resolution = Policy.parse("compute=bf16; <linear>=e4m3:row").resolve(model, "sm_90")
         assert type(model.head).__name__ == "FSDPLinear"
         assert resolution["head"].kind == "Linear"
         assert set(resolution["head"].slots.values()) == {E4M3_ROW}
         assert list(resolution) == list(Policy(BF16).resolve(Lm()))
+
+    def test_torchs_own(self):
+        weighted = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+        resolution = Policy.parse("<linear>=e4m3:row").resolve(weighted, "sm_90")
+        assert set(resolution[""].slots.values()) == {E4M3_ROW}
+        traced = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(4, 4)))
+        assert computes("compute=bf16; <linear>=f32", traced)["0"] == F32
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+    def test_torchscript_has_names_and_no_types(self):
+        scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 4)))
+        assert computes("compute=bf16; 0=f32; <linear>?=f16", scripted)["0"] == F32
 
 
 class TestDevices:

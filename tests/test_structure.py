@@ -127,7 +127,10 @@ ARROW = {
         "kernels.shared", "kernels.spec",
     },
     "accel.distributed": {"torch", "accel.devices"},
-    "accel.precision": {"torch", "accel.dispatch", "accel.devices"},
+    "accel.precision": {
+        "torch", "accel.dispatch", "accel.devices", "accel.report", "kernels.op", "kernels.shared",
+        "kernels.spec",
+    },
     "accel.numerics": {
         "torch", "accel.devices", "accel.report", "kernels.shared", "kernels.vendor",
     },
@@ -143,14 +146,14 @@ ARROW = {
         "accel.testing", "kernels.shared",
     },
     "kernels.shared": {"torch"},
-    "kernels.vendor": {"torch"},
+    "kernels.vendor": {"torch", "kernels.shared"},
     "kernels.spec": {"torch", "kernels.shared"},
     "kernels.op": {"torch", "kernels.spec", "kernels.shared", "kernels.backend"},
     "kernels.backend": {"torch", "kernels.spec", "kernels.shared", "kernels.op"},
 }  # fmt: skip
 SHARED_IN_AN_OP = {  # used by several backends, part of the mathematics
     "arguments", "bias", "call", "differentiable", "dropout", "flops", "formula", "operators",
-    "selection", "state", "tiles", "workspace",
+    "selection", "state", "stretches", "tiles", "workspace",
 }  # fmt: skip
 
 
@@ -163,7 +166,7 @@ def part_of(module: str) -> str | None:
         return ".".join(["accel", *rest[:1]]) if rest and rest != ["__main__"] else "accel"
     if head != "accel_kernels":
         return None
-    if not rest or rest[0] in {"budgets", "compiled", "masks", "philox", "sketch"}:
+    if not rest or rest[0] in {"budgets", "compiled", "fp8", "masks", "philox", "sketch"}:
         return "kernels.shared"
     if rest[0] == "vendor":
         return "kernels.vendor"

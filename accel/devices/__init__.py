@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from accel.devices.choice import use_device as use_device
     from accel.devices.cpu import CpuDevice as CpuDevice
     from accel.devices.dtypes import DtypeSupport as DtypeSupport
+    from accel.devices.formats import ScaledProduct as ScaledProduct
     from accel.devices.mode import NumericsMode as NumericsMode
     from accel.devices.registry import FamilyFailure as FamilyFailure
     from accel.devices.registry import failures as failures
@@ -43,6 +44,7 @@ _HOMES = {
     "MemoryInfo": "base",
     "NumericsMode": "mode",
     "RngState": "base",
+    "ScaledProduct": "formats",
     "Stream": "streams",
     "available_devices": "choice",
     "current_device": "choice",
@@ -66,6 +68,7 @@ __all__ = [
     "MemoryInfo",
     "NumericsMode",
     "RngState",
+    "ScaledProduct",
     "Stream",
     "available_devices",
     "current_device",

@@ -1,7 +1,7 @@
 """Mixed precision: one policy with the same meaning on every chip."""
 
-from accel.precision.attach import Attachment as Attachment
-from accel.precision.attach import attach as attach
+from accel.precision.attachment import Attachment as Attachment
+from accel.precision.attachment import attach as attach
 from accel.precision.autocast import portable_autocast as portable_autocast
 from accel.precision.controller import Controller as Controller
 from accel.precision.controller import ControllerConfig as ControllerConfig

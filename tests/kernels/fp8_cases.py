@@ -1,6 +1,7 @@
 """Inputs for the eight-bit codec, and the truth about them by search among the format's values."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ def positive_codes(form: Format) -> list[int]:
 
 def midpoints(form: Format) -> list[float]:
     values = [value_of(code, form) for code in positive_codes(form)]
-    return [(a + b) / 2 for a, b in zip(values, values[1:], strict=False)] + [BEYOND[form]]
+    return [(a + b) / 2 for a, b in pairwise(values)] + [BEYOND[form]]
 
 
 def around(points: list[float], dtype: torch.dtype) -> Tensor:
@@ -48,10 +49,8 @@ def nearest(values: Tensor, form: Format, saturate: bool) -> Tensor:
     above = np.clip(np.searchsorted(table, size), 1, len(table) - 1)
     below = above - 1
     up, down = table[above] - size, size - table[below]
-    if form is HIF8:
-        tie = np.ones_like(above, dtype=bool)  # away from zero
-    else:
-        tie = np.array(codes)[above] % 2 == 0
+    away = np.full(above.shape, form is HIF8)  # of ties; the others go to the even code
+    tie = away | (np.array(codes)[above] % 2 == 0)
     found = np.array(codes)[np.where((up < down) | ((up == down) & tie), above, below)]
     far = size > BEYOND[form] if form is E4M3 else size >= BEYOND[form]
     beyond = codes[-1] if saturate else codes[-1] + 1

@@ -106,9 +106,9 @@ TABLE: dict[str, Treatment] = {
 DISAGREES: dict[str, frozenset[str]] = {
     "cpu": frozenset({"prod", "prod.dim_int", "binary_cross_entropy"}),
 }
-# What consists of operators of the table, which give it its treatment where it has no kernel: for
-# cross_entropy_loss that saves a float32 copy of the logits.
-COMPOSITES = frozenset({"cross_entropy_loss", "conv1d.padding", "conv2d.padding", "conv3d.padding"})
+# What consists of operators of the table, which give it its treatment where it has no kernel. Not so
+# cross_entropy_loss: it asks its log_softmax for the dtype of the logits, also where autocast is on.
+COMPOSITES = frozenset({"conv1d.padding", "conv2d.padding", "conv3d.padding"})
 # What a device treats as the table says without a kernel under the operator's own name.
 BY_OTHER_MEANS: dict[str, frozenset[str]] = {
     # A kernel further inside casts the weights as one piece, as cuDNN wants them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from accel.precision.fp8.measuring import measured
+from accel.precision.controller.statistics import cast_statistics, quantized_statistics
 from accel.precision.fp8.products import plain_dtype
 from accel.precision.fp8.quantizing import quantized
 from accel.precision.fp8.state import LinearState
@@ -47,8 +47,7 @@ class Operand:
             pending = state.pending[role]
             pending.copy_(torch.maximum(pending, self._largest()))
         if state.collect and state.probes[role]:
-            probes = state.probes[role]
-            found = measured(self.values, probes, [self._supposed(form) for form in probes])
+            found = torch.stack([self._measured(form) for form in state.probes[role]])
             kept = state.statistics[role]
             kept.copy_(torch.maximum(kept, found))
 
@@ -69,6 +68,13 @@ class Operand:
         if made is None:
             made = self._made[form] = quantized(self.values, scaling, self._supposed(form))
         return Quantized(made.codes.t(), made.scales.t(), scaling) if transposed else made
+
+    def _measured(self, form: OperandFormat) -> Tensor:
+        if form.scaling is None:
+            assert form.dtype is not None, "a format has one of both"  # noqa: S101
+            return cast_statistics(self.values, form.dtype)
+        made = self._quantized(form, transposed=False)
+        return quantized_statistics(self.values, made, is_delayed=form.history > 0)
 
     def _largest(self) -> Tensor:
         if self.amax is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Set as AbstractSet
 from typing import TypeGuard
 
@@ -34,6 +35,11 @@ def own_class(module: nn.Module) -> type[nn.Module]:
     raise AssertionError("every module's class derives from nn.Module itself")
 
 
+def own_forward(module: nn.Module) -> object:
+    """The forward of that class, as it stands there: TorchScript's is no function."""
+    return inspect.getattr_static(own_class(module), "forward")
+
+
 def class_names(module: nn.Module) -> frozenset[str]:
     """The names of its class and base classes, up to and without `Module`."""
     inner = {object, nn.Module}
@@ -53,13 +59,14 @@ def families_of(
     Args:
         module: Any.
         names: Its qualified names in the model. A linear layer of a customary name is a head.
-        embedded: Identities of the weights of embeddings. A linear layer with one is a head too.
+        embedded: Identities of the parameters of embeddings. A linear layer with one for its
+            weight is a head too.
     """
     classes = class_names(module)
     found = set()
     if isinstance(module, (nn.Linear, nn.Bilinear)) or "Conv1D" in classes:  # transformers' GPT-2
         found.add("linear")
-        tied = id(getattr(module, "weight", None)) in embedded
+        tied = id(module._parameters.get("weight")) in embedded
         if tied or any(name.rpartition(".")[2] in _HEADS for name in names):
             found.add("head")
     if isinstance(module, _ConvNd):
@@ -75,7 +82,7 @@ def families_of(
 
 def is_container(module: nn.Module) -> bool:
     """Whether it only holds others: it has no forward, or `nn.Sequential`'s."""
-    forward = own_class(module).forward
+    forward = own_forward(module)
     return forward is nn.Module.forward or forward is nn.Sequential.forward
 
 
@@ -85,7 +92,7 @@ def why_not_fp8(module: nn.Module) -> str | None:
         return f"eight bits are for nn.Linear only, not for {own_class(module).__name__}"
     if isinstance(module, NonDynamicallyQuantizableLinear):
         return "it belongs to nn.MultiheadAttention, which reads its weight without calling it"
-    if own_class(module).forward is not nn.Linear.forward:
+    if own_forward(module) is not nn.Linear.forward:
         return f"its class {own_class(module).__name__} has a forward of its own"
     if module.weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"its weight is {str(module.weight.dtype).removeprefix('torch.')}"
@@ -94,5 +101,4 @@ def why_not_fp8(module: nn.Module) -> str | None:
 
 def is_fused_attention(module: nn.Module) -> bool:
     """Whether it computes with its projections' weights and never calls the modules inside it."""
-    fused = nn.MultiheadAttention.forward
-    return isinstance(module, nn.MultiheadAttention) and own_class(module).forward is fused
+    return own_forward(module) is nn.MultiheadAttention.forward

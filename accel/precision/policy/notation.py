@@ -21,8 +21,8 @@ r"""A policy as one line of text.
     PRESET    a name of `accel.precision.policy.PRESETS`; its rules come after those of the text
 
 The settings are google-deepmind/jmp's: params defaults to float32, compute to params, output to
-compute. Two rules of `str(policy)` are written as one of `parse`: a map is a rule per entry, and a
-preset stands for its rules.
+compute. `str(policy)` writes what `parse` reads as the same policy, with a rule for each entry of a
+map and the rules of a preset in place of its name.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from accel.precision.operand import OperandFormat
 from accel.precision.policy.formats import DTYPES, dtype_name, dtype_named, near
 from accel.precision.policy.policy import Policy
 from accel.precision.policy.presets import PRESETS
@@ -88,15 +90,20 @@ def combine(settings: dict[str, Any], rules: list[Rule]) -> Policy:
         ValueError: As `Policy`.
     """
     settings = dict(settings)
-    base = PRESETS[settings.pop("preset")] if "preset" in settings else None
-    if base is not None:
-        if "params" not in settings:
-            settings["params"] = base.params
-        if "compute" not in settings:
-            settings["compute"] = base.compute
+    if "preset" in settings:
+        base = PRESETS[settings.pop("preset")]
+        settings = {"params": base.params, "compute": base.compute, **settings}
         taken = {rule.selector for rule in rules}
-        rules = [*rules, *(rule for rule in base.rules if rule.selector not in taken)]
+        rules = [*rules, *_rules_of_preset(base, settings["compute"], taken)]
     return Policy(rules=rules, **settings)
+
+
+def _rules_of_preset(base: Policy, compute: torch.dtype, taken: set[str]) -> Iterator[Rule]:
+    """Those that are not taken; what it keeps in its own compute dtype follows another one."""
+    for rule in base.rules:
+        if rule.selector not in taken:
+            kept = rule.format.dtype == base.compute
+            yield replace(rule, format=OperandFormat(dtype=compute)) if kept else rule
 
 
 def policy_text(policy: Policy) -> str:

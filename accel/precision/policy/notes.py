@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from accel.precision.operand import GEMMS, OPERANDS, Gemm, ModulePlan, Slot
-from accel.precision.policy.families import is_fused_attention, own_class
+from accel.precision.policy.families import is_fused_attention, own_forward
 from accel.precision.policy.formats import dtype_name
 from accel.precision.policy.grouping import listed
 from accel.precision.policy.resolve import Resolution
@@ -122,7 +122,7 @@ def _fast_path(resolution: Resolution) -> Iterator[str]:
         outer.title: None
         for node in eight
         for outer in node.inside
-        if own_class(outer.module).forward is nn.TransformerEncoderLayer.forward
+        if own_forward(outer.module) is nn.TransformerEncoderLayer.forward
     }
     if layers:
         yield (

@@ -37,13 +37,13 @@ PRESETS = MappingProxyType(
         "bf16": Policy(torch.bfloat16),
         "fp16": Policy(torch.float16),
         # The scale of this step's tensor; E4M3 forward, E5M2 for gradients: TransformerEngine's
-        # Float8CurrentScaling with Format.HYBRID, arXiv 2209.05433 section 4.
+        # Float8CurrentScaling with Format.HYBRID, and arXiv 2209.05433, section 3.
         "fp8_tensorwise": _eight_bits("float8_e4m3fn", gradients="float8_e5m2"),
         # torchao.float8's recipe "rowwise": E4M3 throughout, scales that are powers of two.
         "fp8_rowwise": _eight_bits("float8_e4m3fn:row:pow2"),
         # DeepSeek-V3, arXiv 2412.19437 section 3.3.2: E4M3 throughout, activations and gradients
-        # in tiles of 1x128, weights in blocks of 128x128. Its float32 scales are kept; it uses
-        # powers of two only after attention.
+        # in tiles of 1x128, weights in blocks of 128x128, float32 scales. Left out: the powers of
+        # two and the E5M6 of some activations that it stores (3.3.3).
         "fp8_block": _eight_bits("float8_e4m3fn:1x128", weights="float8_e4m3fn:128x128"),
         # OCP MX 1.0 section 5; E4M3 also for gradients and scales rounded so that nothing
         # saturates: arXiv 2506.08027.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ DEFAULT = "the policy's compute"
 _FLOAT32 = OperandFormat(dtype=torch.float32)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Resolution(Mapping[str, ModulePlan]):
     """What each module that computes gets, by its name in `named_modules`.
 
@@ -74,7 +75,10 @@ class Resolution(Mapping[str, ModulePlan]):
     def __len__(self) -> int:
         return len(self.plans)
 
-    @property
+    def __repr__(self) -> str:
+        return f"<Resolution of {self.policy} for {len(self)} modules>"
+
+    @cached_property
     def modules(self) -> dict[str, nn.Module]:
         """The modules of the plans, by the same names."""
         return {name: self.nodes[name].module for name in self.plans}

@@ -61,7 +61,13 @@ def nodes_of(model: nn.Module) -> list[Node]:
     """Every module of a model once, in the order of `named_modules`; wrappers are left out."""
     nodes: dict[int, Node] = {}
     _walk(model, "", "", (), nodes)
-    embedded = {id(node.module.weight) for node in nodes.values() if is_embedding(node.module)}
+    embedded = {
+        id(parameter)
+        for node in nodes.values()
+        if is_embedding(node.module)
+        for parameter in node.module._parameters.values()
+        if parameter is not None
+    }
     for node in nodes.values():
         node.families = families_of(node.module, node.names, embedded)
         node.classes = class_names(node.module)

@@ -102,7 +102,7 @@ def _quickly(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor | 
     else:
         out = aten(query, key, value, 0.0, diagonal, scale=scale)[0]
     # Infinite queries and keys need not show in the output, and would reach gradients.
-    if diagonal and not (_finite(out[:, :, -1]) and (not tracked or _finite(query, key))):
+    if diagonal and not (_finite(_last_row(out)) and (not tracked or _finite(query, key))):
         return None
     if tracked:
         out.register_hook(_refuse_second_derivative)
@@ -125,7 +125,7 @@ def forward(query: Tensor, key: Tensor, value: Tensor, call: Call) -> tuple[Tens
         state = attend(query, key, value, call.scale, diagonal)
         # The last row multiplies every value: what is not finite shows in it, and nothing else can
         # reach a row that does not see it.
-        if not diagonal or _finite(state[0][:, :, -1]):
+        if not diagonal or _finite(_last_row(state[0])):
             return state
     if _needs_formula(call):
         return cpu_tiles.forward(query, key, value, call)
@@ -261,7 +261,11 @@ def _hides(runs: tuple[Run, ...]) -> bool:
     return any(run.kind != "full" for run in runs)
 
 
+def _last_row(out: Tensor) -> Tensor:
+    return out.detach().select(2, -1)  # detached: a graph of a check costs as much as the check
+
+
 def _finite(*tensors: Tensor) -> bool:
     """Whether nothing is NaN or infinite; False too where sums overflow, which costs time only."""
     wide = torch.float32 if tensors[0].dtype == torch.float16 else None
-    return all(math.isfinite(tensor.sum(dtype=wide).item()) for tensor in tensors)
+    return all(math.isfinite(tensor.detach().sum(dtype=wide).item()) for tensor in tensors)
