@@ -20,12 +20,13 @@ from train_lm import LanguageModel, batch, read_text
 
 import accel
 
-# `emulate` lets a chip without FP8 do the same arithmetic; the last is the control: no scales.
+# `emulate` lets a chip without FP8 do the same arithmetic.
 PRESETS = ("fp8_tensorwise", "fp8_delayed", "fp8_rowwise", "fp8_block", "mxfp8", "hif8")
 POLICIES = {"bf16": "bf16", **{name: f"{name},emulate" for name in PRESETS}}
+# The control, what scales are for: with an epsilon of the format's largest value they are all 1.
 POLICIES["unscaled"] = (
-    "compute=bfloat16,emulate; head=bfloat16; linear/gradient=float8_e5m2:unscaled; "
-    "linear=float8_e4m3fn:unscaled"
+    "compute=bfloat16,emulate; head=bfloat16; <linear>/gradient=float8_e5m2:epsilon=57344; "
+    "<linear>=float8_e4m3fn:epsilon=448"
 )
 CONTEXT, BATCH, WIDTH, HEADS, LAYERS = 128, 8, 128, 4, 2
 VALIDATION = 32  # batches

@@ -235,6 +235,15 @@ def test_the_memo_is_used_and_bounded(operation, monkeypatch) -> None:
     assert len(dispatch._memo) <= 3
 
 
+def test_a_kernel_waits_for_sizes_that_are_worth_it() -> None:
+    """Below them it serves who names it, and nobody else."""
+    kernel, short = spec(worth={"length": 8}), request(sizes=(("length", 7),))
+    assert kernel.why_not(short) == []
+    assert kernel.not_proven(short) == ["is worth it from length 8 on, not at 7"]
+    assert kernel.not_proven(request(sizes=(("length", 8),))) == []
+    assert kernel.not_proven(request()) == []
+
+
 def test_explain_says_what_a_call_would_do(caplog) -> None:
     query, key, value = qkv()
     explanation = accel.explain(OP, query, key[:, :, :5], value[:, :, :5], is_causal=True)

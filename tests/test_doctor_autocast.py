@@ -80,6 +80,8 @@ def test_this_machine_is_measured():
     assert differs["mv", "float32"]["native"] == "float32"
     assert differs["trace", "bfloat16"]["native"] == "float32"
     assert differs["binary_cross_entropy", "float32"]["table"] == "refused"
+    # The right dtype, and products of operands rounded to 16 bits.
+    assert differs["bilinear", "float32"]["native"] == "float32, rounded inside"
     assert ("linear", "float32") not in differs
     assert ("mse_loss", "bfloat16") not in differs
 

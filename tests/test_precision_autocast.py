@@ -306,16 +306,21 @@ def test_devices_without_autocast_are_refused():
 
 def test_caches_of_compiled_code_know_the_table(monkeypatch):
     """They outlive the process, and with it the table that the code was compiled by."""
-    monkeypatch.setattr(torch.compiler.config, "cache_key_tag", "the user's")
-    kernels._tag_caches()
-    first = torch.compiler.config.cache_key_tag
-    kernels._tag_caches()
-    assert first.startswith("the user's")
-    assert torch.compiler.config.cache_key_tag == first
+
+    def tagged():
+        with torch.compiler.config.patch(cache_key_tag="the user's"):
+            kernels._tag_caches()
+            once = torch.compiler.config.cache_key_tag
+            kernels._tag_caches()
+            assert torch.compiler.config.cache_key_tag == once
+            return once
+
+    tag = tagged()
+    assert tag.startswith("the user's")
+    assert tag != "the user's"
+    assert tagged() == tag
     monkeypatch.setitem(TABLE, "exp", Treatment.LOWER)
-    monkeypatch.setattr(torch.compiler.config, "cache_key_tag", "the user's")
-    kernels._tag_caches()
-    assert torch.compiler.config.cache_key_tag != first
+    assert tagged() != tag
 
 
 def test_double_backward_and_functional_transforms(device):

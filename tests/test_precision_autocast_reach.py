@@ -28,6 +28,11 @@ def recurrent(kind):
     return lambda x: kind(8, 8, device=x.device)(x)[0]
 
 
+def packed(x):
+    sequences = nn.utils.rnn.pack_padded_sequence(x, [4, 2], batch_first=True)
+    return nn.GRU(8, 8, device=x.device)(sequences)[0].data
+
+
 def labels(x):
     return torch.tensor([1, 2], device=x.device)
 
@@ -68,6 +73,7 @@ CALLS = {
     "nn.Bilinear": (lambda x: nn.Bilinear(8, 8, 2, device=x.device)(x, x), W),
     "nn.LSTM": (recurrent(nn.LSTM), B),
     "nn.GRU": (recurrent(nn.GRU), B),
+    "nn.GRU packed": (packed, B),
     "nn.RNN": (recurrent(nn.RNN), B),
     "nn.MultiheadAttention": (lambda x: attention(x)[0], B),
     "its weights": (lambda x: attention(x)[1], W),

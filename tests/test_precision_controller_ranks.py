@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 from accel.precision.controller import Controller, ControllerConfig, Operand, replay
 from tests.process_groups import launched_well, process_group
@@ -20,10 +20,10 @@ from tests.process_groups import launched_well, process_group
 RANKS = 2
 
 
-def fakes() -> Any:
-    """The module beside this one, which pytest does not import by a name."""
-    path = Path(__file__).with_name("test_precision_controller_log.py")
-    spec = importlib.util.spec_from_file_location("controller_log_tests", path)
+def beside(name: str) -> Any:
+    """A module beside this one, which pytest does not import by its name."""
+    path = Path(__file__).with_name(f"test_precision_controller_{name}.py")
+    spec = importlib.util.spec_from_file_location(f"controller_{name}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -34,7 +34,7 @@ def fakes() -> Any:
 
 def different_data(out: Path) -> Any:
     """Only rank 1 sees the outlier, in `b`; on rank 0 `c` is not even called."""
-    fake, rank = fakes(), distributed.get_rank()
+    fake, rank = beside("log"), distributed.get_rank()
     layers = fake.layers_of("a", "b", "c")
     controller = Controller(layers, fake.CONFIG, log=out / "log.jsonl")
     found = []
@@ -51,8 +51,26 @@ def different_data(out: Path) -> Any:
     return found
 
 
+def training(out: Path) -> Any:
+    """DDP; both ranks see both faults, on other data, and rank 1 sees the outlier later."""
+    run = beside("training")
+    rank, steps = distributed.get_rank(), 30
+    mine = run.Run("fp8_tensorwise", log=out / "training.jsonl", controlled=True)
+    plain, mine.model = mine.model, nn.parallel.DistributedDataParallel(mine.model)
+    found = []
+    for step in range(steps):
+        outlier, underflow = mine.faults
+        outlier.active, underflow.active = step >= 10 + 3 * rank, step >= 10
+        mine.optimizer.zero_grad()
+        mine.loss(*run.batch_of(step, rank)).backward()
+        mine.optimizer.step()
+        found.append((mine.controller.after_step(), mine.controller.state_dict()))
+    mine.controller.close()
+    return found, plain.state_dict()
+
+
 def disagreement(out: Path) -> Any:
-    fake = fakes()
+    fake = beside("log")
     config = ControllerConfig(interval=5 + distributed.get_rank())
     with pytest.raises(ValueError, match="the ranks of the group have different"):
         Controller(fake.layers_of("a"), config)
@@ -62,7 +80,7 @@ def disagreement(out: Path) -> Any:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("ranks")
-    launched_well(Path(__file__), RANKS, str(out), "different_data", "disagreement")
+    launched_well(Path(__file__), RANKS, str(out), "different_data", "disagreement", "training")
     return out
 
 
@@ -83,6 +101,18 @@ def test_one_rank_writes_a_log_that_replays(results) -> None:
     steps = torch.load(results / "different_data-0.pt", weights_only=False)
     decided = [one for step in steps for one in step[0]]
     assert list(replay(results / "log.jsonl").decisions) == decided
+
+
+def test_training_under_ddp_keeps_models_and_controllers_identical(results) -> None:
+    (first, mine), (second, other) = (
+        torch.load(results / f"training-{rank}.pt", weights_only=False) for rank in range(RANKS)
+    )
+    assert first == second
+    decided = [one for step, _ in first for one in step]
+    assert [one.kind for one in decided] == ["promote"] * 2
+    assert {one.operand for one in decided} == set(beside("training").SPOILT)
+    assert all(torch.equal(mine[name], other[name]) for name in mine)
+    assert list(replay(results / "training.jsonl").decisions) == decided
 
 
 def test_ranks_that_control_other_things_are_told_so(results) -> None:

@@ -81,13 +81,25 @@ def test_a_sample_tells_what_the_whole_would(name, shape, turned) -> None:
     quantized = quantize(values, scaling)
     sampled = OperandStatistics(*quantized_statistics(values, quantized).tolist())
     whole = OperandStatistics(
-        *rounding_statistics(values, dequantize(quantized), torch.inf).tolist()
+        *torch.maximum(
+            rounding_statistics(values, dequantize(quantized), torch.inf),
+            rounding_statistics(values.t(), dequantize(quantize(values.t(), scaling)), torch.inf),
+        ).tolist()
     )
     exact = values.numel() < 30_000
-    assert sampled.error == pytest.approx(whole.error, rel=1e-6 if exact else 0.15)
+    assert sampled.error == pytest.approx(whole.error, rel=1e-6 if exact else 0.25)
     assert sampled.underflow == pytest.approx(whole.underflow, rel=1e-6 if exact else 0.3, abs=3e-3)
     assert sampled.measured == whole.measured if exact else 16_000 < sampled.measured < 140_000
     assert sampled.nonfinite == 0
+
+
+@pytest.mark.parametrize("where", ["channel", "token"])
+def test_blocks_along_one_dimension_do_not_mend_an_outlier_in_the_other(where) -> None:
+    """Alone in its blocks in one product, it spoils blocks of 128 in the other."""
+    values = torch.randn(256, 256)
+    (values if where == "token" else values.t())[3] = 1e7
+    found = quantized_statistics(values, quantize(values, Scaling(E4M3, "1x128")))
+    assert found[0] > 0.4
 
 
 def test_a_non_finite_value_anywhere_is_seen() -> None:

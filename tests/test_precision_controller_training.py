@@ -157,34 +157,40 @@ def test_it_ends_where_bfloat16_does_and_the_static_policy_does_not(trained) -> 
     assert trained.static_gap > 0.05
 
 
-def test_only_what_must_change_its_format_does(trained) -> None:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Run, Path]:
+    """A run that ends while both operands are promoted."""
+    log = tmp_path_factory.mktemp("whole") / "precision.jsonl"
+    return Run("fp8_tensorwise", log=log, controlled=True).train(40), log
+
+
+def test_only_the_formats_that_must_change_do(whole, trained) -> None:
     """The layers' own formats, not what the controller says of them."""
-    run = Run("fp8_tensorwise", controlled=True).train(FIRST + 30)
-    changed = {
-        Operand(name, slot.role)
-        for name, state in linear_states(run.model).items()
-        for slot, form in state.formats.items()
-        if form != state.plan.slots[slot]
-    }
-    assert changed == set(SPOILT)
-    assert 0.0 <= run.controller.share <= CONFIG.budget
-    run.train(STEPS)
-    assert all(state.formats == state.plan.slots for state in linear_states(run.model).values())
+    for run, expected in ((whole[0], set(SPOILT)), (trained.run, set())):
+        changed = {
+            Operand(name, slot.role)
+            for name, state in linear_states(run.model).items()
+            for slot, form in state.formats.items()
+            if form != state.plan.slots[slot]
+        }
+        assert changed == expected
+    assert 0.0 < whole[0].controller.share <= CONFIG.budget
+    assert trained.run.controller.share == 0.0
 
 
-@pytest.mark.parametrize("cut", [11, 21, 60])
-def test_a_resumed_run_is_the_same_to_the_bit(tmp_path, cut) -> None:
-    """Cut between two suspicious readings, after one, and while both are promoted."""
-    end = 75
-    whole = Run("fp8_tensorwise", log=tmp_path / "whole.jsonl", controlled=True).train(end)
-    first = Run("fp8_tensorwise", log=tmp_path / "log.jsonl", controlled=True).train(cut)
+@pytest.mark.parametrize("cut", [11, 21])
+def test_a_resumed_run_is_the_same_to_the_bit(whole, tmp_path, cut) -> None:
+    """Cut between two suspicious readings, and after the first reading of promoted operands."""
+    uncut, log = whole
+    mine = tmp_path / "precision.jsonl"
+    first = Run("fp8_tensorwise", log=mine, controlled=True).train(cut)
     torch.save(first.state_dict(), tmp_path / "checkpoint.pt")
-    second = Run("fp8_tensorwise", seed=7, log=tmp_path / "log.jsonl", controlled=True)
+    second = Run("fp8_tensorwise", seed=7, log=mine, controlled=True)
     second.seed = 0
     second.load_state_dict(torch.load(tmp_path / "checkpoint.pt"), cut)
-    second.train(end)
-    for name, tensor in whole.model.state_dict().items():
+    second.train(uncut.step)
+    for name, tensor in uncut.model.state_dict().items():
         assert torch.equal(second.model.state_dict()[name], tensor), name
-    assert first.decisions + second.decisions == whole.decisions
-    assert second.controller.state_dict() == whole.controller.state_dict()
-    assert (tmp_path / "log.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert first.decisions + second.decisions == uncut.decisions
+    assert second.controller.state_dict() == uncut.controller.state_dict()
+    assert mine.read_bytes() == log.read_bytes()

@@ -20,10 +20,12 @@ def _fresh():
     torch._dynamo.reset()
 
 
-def model_of(device, recipe, inputs=200, collect=True):
-    model = nn.Sequential(nn.Linear(inputs, 130), nn.Linear(130, 24)).to(device.torch_device)
+def model_of(device, recipe, layers=1, collect=False):
+    steps = [nn.Linear(200, 24), nn.Linear(24, 24)][:layers]
+    model = nn.Sequential(*steps).to(device.torch_device)
     plan = {**RECIPES[recipe], "compute": torch.bfloat16}
-    for state in convert_linears(model, [plan_of(**plan, name=name) for name in "01"]).values():
+    plans = [plan_of(**plan, name=str(place)) for place in range(layers)]
+    for state in convert_linears(model, plans).values():
         state.collect = collect
     return model, copy.deepcopy(model)
 
@@ -36,21 +38,21 @@ def run(call, model, x, gradient):
     return [out.detach(), x.grad, *(parameter.grad for parameter in model.parameters())]
 
 
-def data_of(device, rows=36, inputs=200):
-    x = torch.randn(rows, inputs) * torch.logspace(-2, 2, rows)[:, None]
+def data_of(device, rows=36):
+    x = torch.randn(rows, 200) * torch.logspace(-2, 2, rows)[:, None]
     return x.to(device.torch_device), torch.randn(rows, 24, device=device.torch_device)
 
 
 def assert_same(found, expected):
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == other.dtype
-        # Compiled code may contract a product and a sum, and sum a bias in another order.
-        torch.testing.assert_close(one, other, rtol=2.0**-7, atol=1e-5 * other.abs().max().item())
+        # The bias's gradient may be summed in another order.
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * other.abs().max().item())
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_one_graph_forward_and_backward(device, recipe):
-    model, eager = model_of(device, recipe)
+    model, eager = model_of(device, recipe, collect=recipe in ("tensorwise", "blocks"))
     call = torch.compile(model, fullgraph=True, backend="aot_eager")
     for _ in range(2):
         x, gradient = data_of(device)
@@ -67,18 +69,19 @@ def test_one_graph_forward_and_backward(device, recipe):
 
 
 @pytest.mark.without_npu
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("recipe", ["blocks", "delayed"])
 def test_inductor_gives_the_same(device, recipe):
     """Sizes are no multiples of a block, where Inductor splits a loop wrongly."""
-    model, eager = model_of(device, recipe, collect=False)
+    model, eager = model_of(device, recipe)
     call = torch.compile(model, fullgraph=True)
     x, gradient = data_of(device)
     assert_same(run(call, model, x, gradient), run(eager, eager, x, gradient))
 
 
 def test_a_change_compiles_once_and_going_back_does_not(device):
-    model, _ = model_of(device, "tensorwise", collect=False)
-    call = torch.compile(model, fullgraph=True, backend="aot_eager")
+    model, _ = model_of(device, "tensorwise", layers=2)
+    call = torch.compile(model, fullgraph=True, backend="eager")
     state = linear_states(model)["1"]
     slot = Slot("forward", "input")
     x, gradient = data_of(device)
@@ -109,7 +112,7 @@ def test_a_change_compiles_once_and_going_back_does_not(device):
 
 
 def test_several_forwards_before_a_backward(device):
-    model, eager = model_of(device, "delayed")
+    model, eager = model_of(device, "delayed", layers=2)
     call = torch.compile(model, fullgraph=True, backend="aot_eager")
     batches = [data_of(device), data_of(device)]
     for one, forward in ((model, call), (eager, eager)):
@@ -126,7 +129,7 @@ def test_several_forwards_before_a_backward(device):
 def test_other_batch_sizes_and_evaluation(device):
     model, eager = model_of(device, "rowwise")
     call = torch.compile(model, fullgraph=True, backend="aot_eager")
-    for rows in (36, 20, 7, 1):
+    for rows in (36, 20, 7):
         x, gradient = data_of(device, rows)
         found, expected = run(call, model, x, gradient), run(eager, eager, x, gradient)
         assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))

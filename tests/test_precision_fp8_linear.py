@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from accel.precision.autocast import portable_autocast
 from accel.precision.fp8 import (
     Fp8Linear,
     convert_linear,
@@ -337,11 +338,13 @@ def test_the_derivative_of_a_gradient_is_refused(device):
     (gradient,) = torch.autograd.grad(layer(x).sum(), x, create_graph=True)
     expected = torch.autograd.grad(layer(x).sum(), x)[0]
     assert torch.equal(gradient, expected)
-    # The loss's own weights are part of the gradient: they would get a wrong one.
+    # A penalty on the gradient would get a derivative by the weight, from nowhere else.
+    with pytest.raises(ValueError, match="have no derivative themselves"):
+        (layer(x).sum() + gradient.square().sum()).backward()
     weights = torch.ones(3, 4, device=device.torch_device, requires_grad=True)
     (gradient,) = torch.autograd.grad((layer(x) * weights).sum(), x, create_graph=True)
     with pytest.raises(ValueError, match="have no derivative themselves"):
-        gradient.sum().backward()
+        torch.autograd.grad(gradient.sum(), weights)
 
 
 def test_only_plain_linear_layers_are_converted(device):
@@ -445,13 +448,15 @@ def test_a_cast_of_the_layer_casts_no_state(device):
 # --- autocast ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("autocast", [torch.autocast, portable_autocast])
 @pytest.mark.parametrize("recipe", ["tensorwise", "rowwise, weight gradient in bfloat16"])
-def test_autocast_changes_nothing_inside(device, recipe):
+def test_autocast_changes_nothing_inside(device, recipe, autocast):
     layer = layer_of(40, 24, device)
     convert_linear(layer, plan_of(**RECIPES[recipe], compute=torch.bfloat16))
     x, gradient = batch_of(9, 40, 24, device)
     expected = results_of(layer, x, gradient)
-    with torch.autocast(device.torch_type, dtype=torch.bfloat16):
+    layer.fp8.collect = True
+    with autocast(device.torch_type, dtype=torch.bfloat16):
         found = results_of(layer, x, gradient)
     assert found.out.dtype == torch.bfloat16
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -239,6 +239,10 @@ class TestNotes:
         assert other in notes("<linear>=e4m3", model)
         assert other not in notes("<linear>=f16", model)
 
+    def test_what_a_layer_is_made_of_is_not_told_apart(self):
+        said = notes("<linear>=e4m3", nn.utils.parametrizations.weight_norm(nn.Linear(16, 16)))
+        assert not any("parametrizations" in note for note in said)
+
     def test_shared_modules_and_parameters(self):
         shared = nn.Linear(4, 4)
         model = nn.ModuleDict({"a": shared, "b": shared, "e": nn.Embedding(4, 4)})

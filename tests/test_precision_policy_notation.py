@@ -132,6 +132,20 @@ class TestReading:
             emulate=True,
         )
 
+    def test_lines(self):
+        policy = Policy.parse(
+            """
+            compute=bf16,output=f32
+
+            head=f32;
+            {linear: f16,
+             conv: f16}
+            """
+        )
+        assert str(policy) == (
+            "compute=bfloat16,output=float32; head=float32; <linear>=float16; <conv>=float16"
+        )
+
     def test_a_module_named_like_a_setting_is_quoted(self):
         policy = Policy.parse('"output"=float32')
         assert policy == Policy(rules=[Rule("float32", "output")])

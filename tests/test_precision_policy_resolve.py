@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -317,6 +319,16 @@ class TestMultiheadAttention:
         with pytest.raises(ValueError, match=message):
             Policy.parse(policy).resolve(model)
 
+    def test_a_rule_for_the_whole_of_it_holds_for_its_projection(self, model):
+        resolution = Policy.parse("compute=bf16; self_attn=f32").resolve(model)
+        assert resolution["self_attn"].compute == F32
+        assert resolution.passed == {}
+
+    def test_its_projection_under_another_name_too_is_called(self, model):
+        model.also = model.self_attn.out_proj
+        resolution = Policy.parse("compute=bf16; also=f32").resolve(model)
+        assert resolution["self_attn.out_proj"].compute == F32
+
     def test_that_is_true(self, model):
         called = []
         model.self_attn.out_proj.register_forward_hook(lambda *_: called.append(1))
@@ -368,13 +380,16 @@ class TestSharedAndWrapped:
         assert list(resolution.plain_names.values()) == list(policy.resolve(Lm()))
         assert resolution["_orig_mod.blocks.0.mlp.0._orig_mod"].kind == "Linear"
 
+    @pytest.mark.filterwarnings("ignore:FSDP is switching to use `NO_SHARD`:UserWarning")
     def test_distributed_wrappers(self, single_process):
         from torch.distributed.fsdp import FullyShardedDataParallel
         from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
         policy = Policy.parse("compute=bf16; blocks.1.mlp.0=f32")
         wrap = ModuleWrapPolicy({nn.Linear})
-        sharded = FullyShardedDataParallel(Lm(), auto_wrap_policy=wrap, use_orig_params=True)
+        sharded = FullyShardedDataParallel(
+            Lm(), auto_wrap_policy=wrap, use_orig_params=True, device_id=torch.device("cpu")
+        )
         for wrapped in (nn.parallel.DistributedDataParallel(Lm()), sharded):
             resolution = policy.resolve(wrapped)
             (chosen,) = (name for name, plan in resolution.items() if plan.compute == F32)
@@ -457,7 +472,7 @@ class TestDevices:
         assert any(f.is_fp8 for f in resolution["blocks.0.mlp.0"].slots.values())
 
     @pytest.mark.without_npu
-    def test_emulation_must_be_asked_for(self):
+    def test_emulation_must_be_asked_for(self, caplog):
         message = (
             r"^cpu .* does not compute all that this policy needs: float8_e4m3fn:row:pow2 by "
             r"float8_e4m3fn:row:pow2 would be stored as bytes, emulated by .*`emulate`"
@@ -467,6 +482,18 @@ class TestDevices:
         resolution = Policy.parse("fp8_rowwise,emulate").resolve(Lm())
         ((_, said),) = resolution.statements.items()
         assert [one.verdict for one in said] == ["native", "emulated"]
+        (record,) = caplog.records
+        assert record.levelname == "WARNING"
+        assert re.match(r"on cpu .*float8_e4m3fn:row:pow2 is stored as bytes, emul", record.message)
+
+    def test_what_a_chip_computes_is_not_warned_of_but_pieces_are(self, caplog):
+        Policy.parse("fp8_block").resolve(Lm(), "sm_90")
+        assert caplog.records == []
+        Policy.parse("fp8_block").resolve(Lm(), "950")
+        (record,) = caplog.records
+        assert "float8_e4m3fn:1x128 by float8_e4m3fn:1x128 is computed natively, one product" in (
+            record.message
+        )
 
     def test_a_dtype_that_the_chip_lacks(self):
         policy = "compute=bf16,output=f16{}; head/input@forward=bf16; head=f16; embed=f32"

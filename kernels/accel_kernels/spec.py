@@ -56,6 +56,8 @@ class KernelSpec:
         features: What it supports of the operation's features.
         lacks: By device type, the features and dtypes that it does not have there.
         limits: Least and greatest value of named sizes, both included.
+        worth: Least value of named sizes from which it is taken automatically: below, another
+            kernel is as quick.
         requires: Modules that must be installed.
         absent: Says why this machine cannot run it, or None if it can; asked once, when nothing
             else speaks against it.
@@ -75,6 +77,7 @@ class KernelSpec:
     features: frozenset[str] = frozenset()
     lacks: Mapping[str, frozenset[Any]] = field(default_factory=dict, hash=False)
     limits: Mapping[str, tuple[int, int]] = field(default_factory=dict, hash=False)
+    worth: Mapping[str, int] = field(default_factory=dict, hash=False)
     requires: tuple[str, ...] = ()
     absent: Callable[[], str | None] | None = None
     differentiable: bool = True
@@ -89,6 +92,7 @@ class KernelSpec:
         object.__setattr__(self, "missing", missing)
         object.__setattr__(self, "limits", MappingProxyType(dict(self.limits)))
         object.__setattr__(self, "lacks", MappingProxyType(dict(self.lacks)))
+        object.__setattr__(self, "worth", MappingProxyType(dict(self.worth)))
 
     def why_not(self, request: Request) -> list[str]:
         """Every reason why this kernel cannot serve `request`; empty if it can."""
@@ -121,9 +125,15 @@ class KernelSpec:
 
         The reference is plain PyTorch and always eligible.
         """
-        if self.name == REFERENCE or request.device in self.proven_on:
+        if self.name == REFERENCE:
             return []
-        return [f"not yet run on real {request.device} hardware"]
+        reasons = []
+        if request.device not in self.proven_on:
+            reasons.append(f"not yet run on real {request.device} hardware")
+        for name, size in request.sizes:
+            if size < self.worth.get(name, 0):
+                reasons.append(f"is worth it from {name} {self.worth[name]} on, not at {size}")
+        return reasons
 
 
 @dataclass(frozen=True)

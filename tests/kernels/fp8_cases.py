@@ -1,5 +1,6 @@
 """Inputs for the eight-bit codec, and the truth about them by search among the format's values."""
 
+import functools
 import math
 from itertools import pairwise
 
@@ -17,6 +18,7 @@ WORDS = torch.arange(-(1 << 15), 1 << 15).to(torch.int16)
 BEYOND = {E4M3: 464.0, E5M2: 61440.0, HIF8: 40960.0}
 
 
+@functools.cache
 def positive_codes(form: Format) -> list[int]:
     """Codes of zero and the positive finite values, by value."""
     finite = [code for code in range(128) if math.isfinite(value_of(code, form))]

@@ -129,6 +129,7 @@ def test_a_recording_names_what_was_altered(tmp_path: Path) -> None:
     assert found.out[0] in places(tuple(injector.altered))
 
 
+@pytest.mark.long  # its short form: test_numerics_distributed_faults
 def test_a_collective_that_misses_a_rank_is_named() -> None:
     right, wrong = assess_collectives(("rank missing",), (2,), ("float32",), others=False)
     assert right["rules"][recorded.FULL]["flags"] == 0

@@ -29,6 +29,8 @@ ABSENT = "not on this device"
 REFUSED = "refused"
 FAILED = "fails"
 NO_FLOAT = "no floating-point result"
+ROUNDED = ", rounded inside"
+_BAND = 2.0**-14  # relative: far above roundings of float32, and far below one of 16 bits
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Measured:
         operands: Their dtype.
         table: The dtype of the result by the table, or `refused`.
         native: The dtype under the device's own autocast; or `refused`, `fails`, `not on this
-            device`, `no floating-point result`.
+            device`, `no floating-point result`; with `, rounded inside` where the dtype is right
+            and the values are those of a computation in 16 bits.
         portable: The same under `portable_autocast`.
     """
 
@@ -123,11 +126,13 @@ def measure(
         device: Where.
     """
     here = device.type
-    native = _result(operator, operands, device, torch.autocast(here, dtype=dtype))
-    portable = _result(operator, operands, device, portable_autocast(here, dtype))
+    native, values = _result(operator, operands, device, torch.autocast(here, dtype=dtype))
+    portable, precise = _result(operator, operands, device, portable_autocast(here, dtype))
+    if native == portable == "float32" and not all(map(_is_close, values, precise)):
+        native += ROUNDED
     if native == portable == FAILED:  # such as a fused cell that only GPUs have
         alone = [
-            _result(operator, kind, device, torch.autocast(here, enabled=False))
+            _result(operator, kind, device, torch.autocast(here, enabled=False))[0]
             for kind in (torch.float32, dtype)
         ]
         if alone == [FAILED, FAILED]:
@@ -170,8 +175,8 @@ def unknown_operators(device_type: str) -> tuple[str, ...]:
 
 def _result(
     operator: str, operands: torch.dtype, device: torch.device, region: AbstractContextManager[Any]
-) -> str:
-    """The dtypes of a call's results, joined by `/` where they differ."""
+) -> tuple[str, list[Tensor]]:
+    """The dtypes of a call's results, joined by `/` where they differ, and the results."""
     call = find_operator(operator)
     assert call is not None, operator  # noqa: S101
     arguments = EXAMPLES[operator](Operands(device, operands))
@@ -179,10 +184,14 @@ def _result(
         with torch.no_grad(), region:
             results = call(*arguments)
     except (RuntimeError, ValueError, NotImplementedError) as error:
-        return REFUSED if "binary_cross_entropy_with_logits" in str(error) else FAILED
+        return REFUSED if "binary_cross_entropy_with_logits" in str(error) else FAILED, []
     tensors = [leaf for leaf in tree_leaves(results) if isinstance(leaf, Tensor)]
     found = [t.dtype for t in tensors if t.is_floating_point() or t.is_complex()]
-    return "/".join(dict.fromkeys(map(_name, found))) or NO_FLOAT
+    return "/".join(dict.fromkeys(map(_name, found))) or NO_FLOAT, tensors
+
+
+def _is_close(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one, other, rtol=_BAND, atol=_BAND / 16, equal_nan=True)
 
 
 def _name(dtype: torch.dtype) -> str:

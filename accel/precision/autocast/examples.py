@@ -109,11 +109,14 @@ def _cell(gates: int) -> Make:
     )
 
 
-def _recurrent(gates: int, states: int) -> Make:
+def _recurrent(gates: int, states: int, *, packed: bool = False) -> Make:
     def make(t: Operands) -> tuple[Any, ...]:
         state = [t(1, 2, 4) for _ in range(states)]
         weights = [t(gates * 4, 3), t(gates * 4, 4), t(gates * 4), t(gates * 4)]
         hidden = state if states > 1 else state[0]
+        if packed:
+            sizes = torch.tensor([2, 2, 1])  # on the CPU, whatever the device
+            return (t(5, 3), sizes, hidden, weights, True, 1, 0.0, True, False)
         return (t(5, 2, 3), hidden, weights, True, 1, 0.0, True, False, False)
 
     return make
@@ -169,9 +172,13 @@ EXAMPLES: dict[str, Make] = {
     "rnn_tanh_cell": _cell(1),
     "rnn_relu_cell": _cell(1),
     "lstm.input": _recurrent(4, 2),
+    "lstm.data": _recurrent(4, 2, packed=True),
     "gru.input": _recurrent(3, 1),
+    "gru.data": _recurrent(3, 1, packed=True),
     "rnn_tanh.input": _recurrent(1, 1),
+    "rnn_tanh.data": _recurrent(1, 1, packed=True),
     "rnn_relu.input": _recurrent(1, 1),
+    "rnn_relu.data": _recurrent(1, 1, packed=True),
     "_scaled_dot_product_flash_attention": _attention,
     "scaled_dot_product_attention": _attention,
     "pow.Tensor_Scalar": lambda t: (t(2, 3), 1.5),
@@ -301,7 +308,7 @@ _OF_A_SQUARE = """
 linalg_cond linalg_matrix_rank.atol_rtol_tensor linalg_matrix_rank.atol_rtol_float linalg_cholesky
 linalg_cholesky_ex linalg_svdvals linalg_eigvals linalg_eigvalsh linalg_inv linalg_inv_ex linalg_qr
 linalg_svd linalg_eig linalg_eigh cholesky cholesky_inverse inverse pinverse qr svd geqrf
-_lu_with_info
+_lu_with_info linalg_matrix_exp
 """
 EXAMPLES |= dict.fromkeys(_OF_A_MATRIX.split(), _matrix)
 EXAMPLES |= dict.fromkeys(_OF_A_SERIES.split(), _series)

@@ -62,7 +62,10 @@ _REFUSED = "binary_cross_entropy"
 # From here on, what CUDA's list does not name and the CPU's does.
 _LOWER_ELSEWHERE = """
 conv1d.padding conv2d.padding conv3d.padding _addmm_activation mkldnn_rnn_layer
-_native_multi_head_attention lstm.input gru.input rnn_tanh.input rnn_relu.input
+_native_multi_head_attention
+"""
+_RECURRENT = """
+lstm.input lstm.data gru.input gru.data rnn_tanh.input rnn_tanh.data rnn_relu.input rnn_relu.data
 """
 _FLOAT32_ELSEWHERE = """
 avg_pool3d _grid_sampler_2d_cpu_fallback cross_entropy_loss multilabel_margin_loss_forward
@@ -74,8 +77,8 @@ linalg_cond linalg_cond.p_str linalg_matrix_rank linalg_matrix_rank.tol_tensor
 linalg_matrix_rank.atol_rtol_tensor linalg_matrix_rank.atol_rtol_float linalg_solve linalg_cholesky
 linalg_cholesky_ex linalg_svdvals linalg_eigvals linalg_eigvalsh linalg_inv linalg_inv_ex
 linalg_householder_product linalg_tensorinv linalg_tensorsolve linalg_qr linalg_svd linalg_eig
-linalg_eigh linalg_lstsq cholesky cholesky_inverse cholesky_solve inverse lu_solve orgqr ormqr
-pinverse qr svd geqrf triangular_solve _lu_with_info
+linalg_eigh linalg_lstsq linalg_matrix_exp
+cholesky cholesky_inverse cholesky_solve inverse lu_solve orgqr ormqr pinverse qr svd geqrf triangular_solve _lu_with_info
 """
 _WIDEST_ELSEWHERE = "index_copy"
 _OPERANDS = """
@@ -86,7 +89,7 @@ fake_quantize_per_tensor_affine
 """
 
 _LISTS = (
-    (Treatment.LOWER, _LOWER + _LOWER_ELSEWHERE),
+    (Treatment.LOWER, _LOWER + _LOWER_ELSEWHERE + _RECURRENT),
     (Treatment.FLOAT32, _FLOAT32 + _FLOAT32_ELSEWHERE),
     (Treatment.FLOAT32_RESULT, _FLOAT32_RESULT),
     (Treatment.WIDEST, _WIDEST + _WIDEST_ELSEWHERE),
@@ -106,13 +109,13 @@ TABLE: dict[str, Treatment] = {
 DISAGREES: dict[str, frozenset[str]] = {
     "cpu": frozenset({"prod", "prod.dim_int", "binary_cross_entropy"}),
 }
-# What consists of operators of the table, which give it its treatment where it has no kernel. Not so
-# cross_entropy_loss: it asks its log_softmax for the dtype of the logits, also where autocast is on.
+# What consists of operators of the table, which give it its treatment where it has no kernel.
+# Not so cross_entropy_loss: it asks its log_softmax for the dtype of the logits, autocast or not.
 COMPOSITES = frozenset({"conv1d.padding", "conv2d.padding", "conv3d.padding"})
 # What a device treats as the table says without a kernel under the operator's own name.
 BY_OTHER_MEANS: dict[str, frozenset[str]] = {
     # A kernel further inside casts the weights as one piece, as cuDNN wants them.
-    "cuda": frozenset({"lstm.input", "gru.input", "rnn_tanh.input", "rnn_relu.input"}),
+    "cuda": frozenset(_RECURRENT.split()),
 }
 # Kernels for autocast of operators that only that device has.
 OF_ONE_DEVICE: dict[str, frozenset[str]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
@@ -116,7 +116,7 @@ class Controller:
         states = self._machine.states
         return {operand: rungs[operand][state.rung].name for operand, state in states.items()}
 
-    def after_step(self, *, skipped: bool = False) -> tuple[Decision, ...]:
+    def after_step(self, *, skipped: bool | Callable[[], bool] = False) -> tuple[Decision, ...]:
         """End an optimizer step: read, decide, set formats, and say what the next step measures.
 
         Waits for the device only in steps that measured, one in `config.interval` or fewer as long
@@ -124,7 +124,8 @@ class Controller:
 
         Args:
             skipped: The step was not taken since gradients were not finite: the loss scale deals
-                with that, and what was measured of gradients is left out.
+                with that, and what was measured of gradients is left out. A function is only
+                called in steps that measured, where waiting for its answer costs nothing more.
 
         Returns:
             What was decided, in order.
@@ -134,7 +135,7 @@ class Controller:
         self.steps += 1
         if self._watched:
             readings, flops = self._read()
-            if skipped:
+            if skipped() if callable(skipped) else skipped:
                 readings = {one: found for one, found in readings.items() if one.role != "gradient"}
             self._last.update(readings)
             active = {
@@ -155,7 +156,7 @@ class Controller:
 
     def close(self) -> None:
         """Complete the log."""
-        self._log.end(self.steps)
+        self._log.end(self.steps - 1)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold; plain values, the same on every rank."""

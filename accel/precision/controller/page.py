@@ -12,6 +12,7 @@ from accel.report import Markup, html, svg, write_atomically
 
 _HEADERS = ("step", "operand", "change", "from", "to", "reason", "above FP8")
 _PLOTTED = 12  # operands whose measurements are drawn
+_POINTS = 300  # readings of each, thinned where there are more
 
 
 def write_page(
@@ -69,6 +70,7 @@ def _measured(log: Replay, operand: Operand) -> Markup:
     """The error of an operand in each of its formats, against the limits of the policy's."""
     one = next(item for item in log.operands if item.operand == operand)
     steps = [step for step, readings in log.readings.items() if operand in readings]
+    steps = steps[:: max(-(-len(steps) // _POINTS), 1)]
     series = []
     for number, rung in enumerate(one.rungs):
         found = [log.readings[step][operand].get(number) for step in steps]

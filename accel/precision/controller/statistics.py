@@ -9,11 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from accel_kernels.fp8 import Quantized, decode
+from accel_kernels.fp8 import Quantized, decode, quantize
 from accel_kernels.fp8.values import SATURATION
 
 COLUMNS = 6
 _SAMPLE = 32768
+# Blocks of as many rows as columns: the transpose is quantized to the transpose.
+_SYMMETRIC = frozenset({"tensor", "128x128"})
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -62,6 +64,11 @@ def quantized_statistics(
 ) -> Tensor:
     """How a matrix fared in eight bits, from a sample of some 32,768 of its values.
 
+    An operand takes part in two products, in one of them transposed, and blocks lie along what is
+    summed. Blocks of 128 along the channels keep the outlier of a token to itself and do not help
+    against one in a channel; along the tokens it is the other way round. So where blocks are not
+    symmetric, the transpose is quantized and measured too, and the worse counts.
+
     Rows and columns at odd distances are sampled, which no power of two of a batch's layout meets;
     their scales come from the whole matrix, and a non-finite value anywhere in it is seen.
 
@@ -73,16 +80,11 @@ def quantized_statistics(
     Returns:
         float32 `[6]` on the same device, in the order of `OperandStatistics`, all finite.
     """
-    codes, scales, scaling = quantized
-    rows, columns = (strides := _strides(*values.shape))
-    part = _sampled(values, strides)
-    high, wide = scaling.block(*values.shape)
-    above = torch.arange(0, values.shape[0], rows, device=values.device) // high
-    beside = torch.arange(0, values.shape[1], columns, device=values.device) // wide
-    factors = scales[above][:, beside] if scales.numel() else scales.new_ones(part.shape)
-    rounded = decode(_sampled(codes, strides).contiguous(), scaling.format) * factors
-    largest = factors * SATURATION[scaling.format] if is_delayed else math.inf
-    return _counted(rounding_statistics(part, rounded, largest), values)
+    found = _in_place(values, quantized, is_delayed)
+    if quantized.scaling.granularity not in _SYMMETRIC:
+        turned = values.detach().t()
+        found = torch.maximum(found, _in_place(turned, quantize(turned, quantized.scaling), False))
+    return _counted(found, values)
 
 
 def cast_statistics(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -125,6 +127,20 @@ def rounding_statistics(values: Tensor, rounded: Tensor, largest: Tensor | float
         nonzero.sum(),
     ]
     return torch.stack([share.float() for share in shares])
+
+
+def _in_place(values: Tensor, quantized: Quantized, is_delayed: bool) -> Tensor:
+    """The same of one orientation, without the non-finite values that are not sampled."""
+    codes, scales, scaling = quantized
+    rows, columns = (strides := _strides(*values.shape))
+    part = _sampled(values, strides)
+    high, wide = scaling.block(*values.shape)
+    above = torch.arange(0, values.shape[0], rows, device=values.device) // high
+    beside = torch.arange(0, values.shape[1], columns, device=values.device) // wide
+    factors = scales[above][:, beside] if scales.numel() else scales.new_ones(part.shape)
+    rounded = decode(_sampled(codes, strides).contiguous(), scaling.format) * factors
+    largest = factors * SATURATION[scaling.format] if is_delayed else math.inf
+    return rounding_statistics(part, rounded, largest)
 
 
 def _strides(rows: int, columns: int) -> tuple[int, int]:

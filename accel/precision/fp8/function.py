@@ -67,8 +67,10 @@ class LinearFunction(torch.autograd.Function):
                 results[1] = product(left, x, dtypes[1], promote=state.promote)
             if needs[2]:
                 results[2] = gradient.sum(0, dtype=torch.float32).to(dtypes[2])
-        if torch.is_grad_enabled():
-            results = [None if one is None else _Once.apply(one, gradient) for one in results]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # A leaf of its own, so that no derivative is dropped where the gradient has none.
+            leaf = torch.zeros((), device=gradient.device, requires_grad=True)
+            results = [None if one is None else _Once.apply(one, gradient, leaf) for one in results]
         return (*results, None)
 
 
@@ -76,7 +78,7 @@ class _Once(torch.autograd.Function):
     """Refuses the derivative of a gradient: it would be that of a staircase, zero or infinite."""
 
     @staticmethod
-    def forward(ctx: Any, result: Tensor, gradient: Tensor) -> Tensor:
+    def forward(ctx: Any, result: Tensor, gradient: Tensor, leaf: Tensor) -> Tensor:
         return result.view_as(result)
 
     @staticmethod

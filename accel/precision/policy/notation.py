@@ -66,11 +66,11 @@ def parse_policy(text: str) -> Policy:
     if not isinstance(text, str):
         raise TypeError(f"a policy is text such as 'compute=bfloat16', not {text!r}")
     try:
-        statements = [part.strip() for part in _split(text, ";\n")]
+        statements = [part.strip() for part in _split(text, ";\n") if part.strip()]
         settings: dict[str, Any] = {}
         if statements and _is_settings(statements[0]):
             settings = _settings(statements.pop(0))
-        rules = [rule for statement in statements if statement for rule in _rules(statement)]
+        rules = [rule for statement in statements for rule in _rules(statement)]
         if not (settings or rules):
             raise ValueError(_EXPECTED)
         return combine(settings, rules)

@@ -17,6 +17,8 @@ from accel.precision.policy.tree import Node
 # cuBLASLt takes 8-bit matrices of which the inner dimension and the columns are multiples of it.
 MULTIPLE = 16
 _LIFTED = (torch.bfloat16, torch.float16)
+# Families whose modules are a layer each, whatever modules they are made of.
+_KNOWN = frozenset({"linear", "conv", "embedding", "norm"})
 
 
 def notes_of(resolution: Resolution) -> Iterator[str]:
@@ -65,8 +67,7 @@ def _passed(resolution: Resolution) -> Iterator[str]:
     found: dict[tuple[str, str], list[str]] = {}
     rules = resolution.policy.rules
     for path, pairs in resolution.passed.items():
-        module = resolution.nodes[path].module
-        if is_fused_attention(module) or not _has_matrix(module):
+        if not _is_expected_to_multiply(resolution.nodes[path]):
             continue
         for rule, reason in dict.fromkeys(pairs):
             words = f"rule {rules.index(rule) + 1}, {rule}"
@@ -79,14 +80,10 @@ def _other_matrices(resolution: Resolution) -> Iterator[str]:
     """Products that no rule for linear layers reaches, where others are in eight bits."""
     if not any(in_eight_bits(plan, gemm) for plan in resolution.values() for gemm in GEMMS):
         return
-    known = {"linear", "conv", "embedding", "norm"}
     names = [
         node.title
         for node in resolution.nodes.values()
-        if node.path in resolution
-        and not node.families & known
-        and not is_fused_attention(node.module)
-        and _has_matrix(node.module)
+        if node.path in resolution and not node.families & _KNOWN and _is_expected_to_multiply(node)
     ]
     if names:
         yield (
@@ -104,11 +101,13 @@ def _widened(resolution: Resolution) -> Iterator[str]:
         yield f"{listed(names)}: {line}"
 
 
-def _has_matrix(module: nn.Module) -> bool:
-    """Whether one would expect a product in it."""
+def _is_expected_to_multiply(node: Node) -> bool:
+    """Whether a module holds matrices for other use than by a layer that it is inside of."""
+    if is_fused_attention(node.module) or any(outer.families & _KNOWN for outer in node.inside):
+        return False
     return any(
         nn.parameter.is_lazy(parameter) or parameter.ndim >= 2
-        for parameter in module.parameters(recurse=False)
+        for parameter in node.module.parameters(recurse=False)
     )
 
 

@@ -33,8 +33,8 @@ class Policy:
         output: What the model returns; None: as `compute`.
         rules: What differs from `compute`, in order.
         emulate: Whether a format that the device does not compute in may be emulated there, with
-            the same numbers and no gain in speed, or a 16-bit dtype that it lacks replaced by
-            float32. Without, `resolve` refuses such a device.
+            the same eight bits and no gain in speed, or a 16-bit dtype that it lacks replaced by
+            float32. Without, `resolve` refuses such a device; with it, it warns.
 
     Raises:
         TypeError: A rule is no `Rule`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -35,6 +36,7 @@ from accel.precision.policy.tree import Node, nodes_of
 from accel_kernels.fp8.formats import HIF8
 
 DEFAULT = "the policy's compute"
+_logger = logging.getLogger("accel")
 _FLOAT32 = OperandFormat(dtype=torch.float32)
 
 
@@ -145,9 +147,13 @@ class _Work:
     def plan(self, node: Node) -> ModulePlan | None:
         """What a module gets; None if it computes nothing itself."""
         rules = [rule for rule in self.policy.rules if matches(rule, node)]
-        if any(is_fused_attention(outer.module) for outer in node.inside):
+        fused = _never_called_by(node)
+        if fused:
+            # What decided the attention holds for what is computed with its weights.
+            decided = {rule for outer in fused for rule in self.sources[outer.path]}
             for rule in rules:
-                self.pass_by(node, rule, "nn.MultiheadAttention computes it without calling it")
+                if rule not in decided:
+                    self.pass_by(node, rule, "nn.MultiheadAttention computes it without calling it")
             return None
         if is_container(node.module):
             return None  # a rule that matches it also matches what is inside
@@ -233,6 +239,17 @@ class _Work:
                 raise ValueError(why_unused(rule, self.policy, self.nodes, self.passed))
 
 
+def _never_called_by(node: Node) -> list[Node]:
+    """The attentions that a module is inside of, by all of its names, and that never call it."""
+    found = []
+    for chain in node.chains:
+        fused = [outer for outer in chain[:-1] if is_fused_attention(outer.module)]
+        if not fused:
+            return []
+        found += fused
+    return found
+
+
 def _computes(node: Node) -> bool:
     """Whether a module that no rule names computes something itself."""
     own = any(True for _ in node.module.parameters(recurse=False))
@@ -261,6 +278,9 @@ def _on(resolution: Resolution, chip: ChipFormats) -> Resolution:
         )
     plans = {name: _replaced(plan, chip) for name, plan in resolution.plans.items()}
     compute = resolution.compute if resolution.compute in chip.dtypes else torch.float32
+    for one in said:
+        if one.verdict != "native":
+            _logger.warning("on %s %s is %s", chip.name, one.needs, one.text)
     told = {**resolution.statements, chip.name: said}
     return replace(resolution, compute=compute, plans=plans, statements=told)
 

@@ -40,20 +40,28 @@ class _Call(ctypes.Structure):
         ("scale_stride", ctypes.c_int64),
         ("codes", ctypes.c_void_p),
         ("code_stride", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("largest", "table", "sums")),
+        *((name, ctypes.c_void_p) for name in ("largest", "table", "sums", "decoded")),
     )  # fmt: skip
 
 
 class Blocks(NamedTuple):
-    """A matrix `[M, K]` whose blocks of `high` by `wide` share a scale."""
+    """A matrix `[M, K]`, of values or of codes, whose blocks of `high` by `wide` share a scale."""
 
     values: Tensor
     high: int
     wide: int
 
 
-def is_usable(*tensors: Tensor) -> bool:
-    """Whether C can read these: plain tensors of a CPU, which nobody traces."""
+def is_usable(*tensors: Tensor, codes: bool = False) -> bool:
+    """Whether C can read these: plain tensors of a CPU, which nobody traces.
+
+    Args:
+        *tensors: Of which the first decides by its dtype.
+        codes: Whether the first are codes.
+    """
+    first = tensors[0].dtype
+    if first not in ((torch.uint8,) if codes else _KINDS):
+        return False
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return False
     if torch._C._are_functorch_transforms_active():
@@ -63,7 +71,7 @@ def is_usable(*tensors: Tensor) -> bool:
             return False
         if not tensor.numel() or tensor.layout != torch.strided:
             return False
-    return tensors[0].dtype in _KINDS and _library() is not None
+    return _library() is not None
 
 
 def largest(blocks: Blocks) -> Tensor:
@@ -102,6 +110,21 @@ def encode_all(values: Tensor, form: Format) -> Tensor:
     return (codes[0] if len(codes) == 1 else torch.cat(codes)).view(values.shape)
 
 
+def decode(blocks: Blocks, form: Format, scales: Tensor) -> Tensor:
+    """Values of codes times their block's scale; float32 `[M, K]`, in memory as the codes are."""
+    blocks, turned = _in_memory_order(blocks)
+    scales = (scales.t() if turned else scales).contiguous()
+    codes = blocks.values
+    values = torch.empty(codes.shape, dtype=torch.float32)
+    call = _call(blocks, form)
+    call.scales, call.scale_stride = scales.data_ptr(), scales.shape[1]
+    call.codes, call.code_stride = codes.data_ptr(), codes.stride(0)
+    table = _table(form)
+    call.table, call.decoded = table.data_ptr(), values.data_ptr()
+    _loaded().accel_fp8_decode(call)
+    return values.t() if turned else values
+
+
 def measure(blocks: Blocks, form: Format, codes: Tensor, scales: Tensor) -> Tensor:
     """Sums over all values, float64 `[5]`.
 
@@ -138,7 +161,7 @@ def _call(blocks: Blocks, form: Format) -> _Call:
         band = min(band, high)
     return _Call(
         values=values.data_ptr(),
-        kind=_KINDS[values.dtype],
+        kind=_KINDS.get(values.dtype, 0),
         format=_FORMATS[form],
         rows=rows,
         columns=columns,
@@ -165,7 +188,7 @@ def _library() -> ctypes.CDLL | None:
         reason = error if isinstance(error, CompileError) else f"it cannot be loaded: {error}"
         _logger.warning("eight-bit codes are made by torch, slower than by C: %s", reason)
         return None
-    for name in ("largest", "encode", "measure"):
+    for name in ("largest", "encode", "decode", "measure"):
         function = getattr(library, f"accel_fp8_{name}")
         function.argtypes, function.restype = (ctypes.POINTER(_Call),), None
     return library

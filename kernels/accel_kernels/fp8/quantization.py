@@ -64,6 +64,9 @@ def dequantize(quantized: Quantized, dtype: torch.dtype = torch.float32) -> Tens
             `dtype`: float32, bfloat16 or float16.
     """
     codes, scales, scaling = quantized
+    if dtype in DTYPES[1:] and native.is_usable(codes, scales, codes=True):
+        blocks = native.Blocks(codes, *scaling.block(*codes.shape))
+        return native.decode(blocks, scaling.format, scales).to(dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     factors = expand_scales(scales.to(wide), scaling, *codes.shape)
     return (decode(codes, scaling.format, wide) * factors).to(dtype)

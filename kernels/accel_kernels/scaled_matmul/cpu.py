@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from accel_kernels.fp8 import Quantized, decode, expand_scales
+from accel_kernels.fp8 import Quantized, dequantize, expand_scales
 from accel_kernels.scaled_matmul.operators import register, run
 from accel_kernels.scaled_matmul.stretches import Folded, folded, stretches
 
@@ -67,11 +67,10 @@ register("cpu", _compute)
 
 def _values(item: Quantized, power: Folded | None) -> Tensor:
     """Decoded codes, times their powers of two, float32 `[M, K]`; exact in bfloat16."""
-    values = decode(item.codes, item.scaling.format)
     if power is None:
-        return values
+        return dequantize(item._replace(scales=torch.ones_like(item.scales)))
     factors = ((power.shifts.to(torch.int32) + 127) << 23).view(torch.float32)
-    return values * expand_scales(factors, item.scaling, *item.codes.shape)
+    return dequantize(item._replace(scales=factors))
 
 
 def _scales_at(item: Quantized, power: Folded | None, start: int) -> Tensor:

@@ -116,9 +116,10 @@ SPECS = (
         load=_cpu_amx,
         absent=_cpu_amx_absent,
         devices=frozenset({"cpu"}),
-        dtypes=frozenset({torch.bfloat16}),
+        dtypes=frozenset({torch.bfloat16, torch.float32}),
         priority=30,
         features=_CPU_AMX,
+        worth={"key_length": 128},  # a call costs more than of torch's own operator
         proven_on=frozenset({"cpu"}),
     ),
     KernelSpec(

@@ -107,7 +107,9 @@ def run(
         bias = None if call.bias is None else call.bias.tensor
         # A tensor inside the call would be kept alive by it, and be an input to functorch besides.
         bare = with_bias(call, _NO_BIAS)
-        out, lse = SegmentedAttention.apply(kernel, bare, query, key, value, bias)
+        transformed = torch._C._are_functorch_transforms_active()
+        function = SegmentedAttention if transformed else DirectAttention
+        out, lse = function.apply(kernel, bare, query, key, value, bias)
     else:
         out, lse = kernel.forward(query, key, value, call)
     return out, lse if call.return_lse else None
@@ -199,6 +201,27 @@ class SegmentedAttention(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
         """One call for a mapped dimension."""
         return _mapped(SegmentedAttention, info, in_dims, inputs, (2,))
+
+
+class DirectAttention(SegmentedAttention):
+    """The same outside `torch.func`, whose form has torch look at signatures in every call."""
+
+    setup_context = staticmethod(torch.autograd.Function.setup_context)
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        kernel: Implementation,
+        call: Call,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Computed by the kernel."""
+        output = kernel.forward(query, key, value, with_bias(call, bias))
+        SegmentedAttention.setup_context(ctx, (kernel, call, query, key, value, bias), output)
+        return output
 
 
 class SegmentedAttentionBackward(torch.autograd.Function):

@@ -464,12 +464,12 @@ def _mask_bytes(run: cpu_runs.Run, asked: Asked) -> int:
 
 def _cpu_amx_bytes(asked: Asked) -> Workspace:
     sizes = asked.sizes
-    # Keys and values lined up for the products, two bytes an element, in panels of 64 keys.
+    # Keys and values lined up for the products, in panels of 64 keys.
     panels = sizes.batch * asked.key_heads * -(-sizes.key_length // 64) * 64
-    lined_up = panels * 2 * (_up(asked.head_size, 2) + _up(asked.value_size, 16))
+    lined_up = panels * asked.element * (_up(asked.head_size, 2) + _up(asked.value_size, 16))
     # Log-sum-exp and delta of a row, and the query's gradient in float32, in blocks of 96 rows.
     blocks = sizes.batch * sizes.heads * -(-sizes.query_length // 96) * 96
-    backward = asked.rows * 8 + blocks * _up(asked.head_size, 16) * 4
+    backward = asked.rows * 12 + blocks * _up(asked.head_size, 16) * 4
     # Scratch of the threads: a tile and its products each, within a core's cache.
     scratch = torch.get_num_threads() * 2 * _MB + _bounds_bytes(asked)
     return Workspace(lined_up + scratch + 2 * _MB, backward + scratch + 2 * _MB)

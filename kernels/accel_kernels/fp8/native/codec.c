@@ -27,6 +27,7 @@ struct call {
     uint32_t *largest;    // of each block: bits of float32
     const float *table;   // the value of each code
     double *sums;         // [bands][SUMS]
+    float *decoded;       // [rows, columns]
 };
 
 INLINE const void *row_of(const struct call *call, int kind, long row) {
@@ -149,6 +150,29 @@ CLONES static void encode(const void *given, long index) {
     }
 }
 
+INLINE void decode_run(const float *restrict table, const uint8_t *restrict codes, long first,
+                       long end, const float *restrict scales, long wide, float *restrict to) {
+    if (wide == 1) {
+        for (long c = first; c < end; c++) to[c] = table[codes[c]] * scales[c];
+    } else {
+        const float scale = *scales;
+        for (long c = first; c < end; c++) to[c] = table[codes[c]] * scale;
+    }
+}
+
+CLONES static void decode(const void *given, long index) {
+    const struct call *call = given;
+    const long first = index * call->band, end = least(first + call->band, call->rows);
+    const long columns = call->columns, wide = call->wide == 1 ? columns : call->wide;
+    for (long row = first; row < end; row++) {
+        const float *scales = call->scales + row / call->high * call->scale_stride;
+        const uint8_t *codes = call->codes + row * call->code_stride;
+        for (long c = 0; c < columns; c += wide)
+            decode_run(call->table, codes, c, least(c + wide, columns), scales++, call->wide,
+                       call->decoded + row * columns);
+    }
+}
+
 // Of RUN values at most: what they are, what became of them, and their scales; then zeros.
 struct pair {
     _Alignas(64) float known[RUN], back[RUN], scale[RUN];
@@ -240,6 +264,9 @@ EXPORT void accel_fp8_largest(const struct call *call) { run(call, find_largest)
 
 // Into `codes`.
 EXPORT void accel_fp8_encode(const struct call *call) { run(call, encode); }
+
+// Into `decoded`.
+EXPORT void accel_fp8_decode(const struct call *call) { run(call, decode); }
 
 // Into `sums`, which are 0 before.
 EXPORT void accel_fp8_measure(const struct call *call) { run(call, measure); }

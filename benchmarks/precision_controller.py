@@ -1,0 +1,191 @@
+"""The precision controller against faults that break static FP8, and what its statistics cost.
+
+    python benchmarks/precision_controller.py [--steps 300] [--seeds 5] [--processes 2]
+
+Trains examples/precision_convergence.py's model in bfloat16, in tensorwise FP8 without faults, and
+with an outlier channel in one layer's input and a huge row in another's gradient: static, and with
+the controller. The faults act from step 20 to five sixths of the run and change nothing in
+bfloat16. The cost is measured on a wider model, of a step that reads every operand against one that
+does not, interleaved. Writes results/precision_controller.json, and the page of seed 0's log beside
+it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import environment
+import torch
+from torch import Tensor, nn
+
+import accel
+from accel.precision.controller import ControllerConfig, replay
+from accel.precision.controller.page import write_page
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
+import precision_convergence as example  # noqa: E402 - beside train_lm, which it imports
+from train_lm import LanguageModel, batch  # noqa: E402
+
+from tests.precision_controller_faults import Outlier, Underflow  # noqa: E402
+
+FIRST = 20  # step from which the faults act
+FP8 = "fp8_tensorwise,emulate"
+CONFIG = ControllerConfig(interval=20, confirm=3, calm=2, cooldown=20, budget=0.2)
+# Name: policy, whether the faults act, whether it is controlled.
+FORMS = {
+    "bf16": ("bf16", True, False),
+    "fp8 without faults": (FP8, False, False),
+    "fp8 static": (FP8, True, False),
+    "fp8 controlled": (FP8, True, True),
+}
+SPOILT = {"blocks.0.up/input", "blocks.1.qkv/gradient"}
+COST_WIDTH, COST_CONTEXT, COST_PAIRS = 512, 128, 15
+
+
+def spoilt_model(text: Tensor, seed: int) -> tuple[nn.Module, list[Any]]:
+    """The example's model with both faults in it, not yet active."""
+    torch.manual_seed(seed)
+    characters = int(text.max()) + 1
+    model = LanguageModel(characters, example.CONTEXT, example.WIDTH, example.HEADS, example.LAYERS)
+    first, last = model.blocks[0].up, model.blocks[1].qkv
+    last.register_parameter("bias", None)  # it would get the huge row's gradient
+    return model, [Outlier(first), Underflow(last)]
+
+
+def train(form: str, seed: int, steps: int, log: str) -> dict[str, Any]:
+    """Validation cross-entropy of one run, and what was decided in it."""
+    torch.set_num_threads(1)
+    policy, faulty, controlled = FORMS[form]
+    text = example.read_text()[0]
+    training, validation = text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :]
+    model, faults = spoilt_model(text, seed)
+    extra = {"controller": CONFIG, "log": log} if controlled else {}
+    precision = accel.precision.Precision(model, policy, **extra)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / 20, 1 - step / (steps + 1))
+    )
+    for step in range(steps):
+        for fault in faults:
+            fault.active = faulty and FIRST <= step < last_of(steps)
+        drawn = batch(training, example.BATCH, example.CONTEXT, seed=seed * 1_000_003 + step)
+        with precision.autocast():
+            loss = model(*drawn)
+        precision.backward(loss)
+        precision.step(optimizer, max_norm=1.0)
+        schedule.step()
+        optimizer.zero_grad()
+    for fault in faults:
+        fault.active = False
+    with torch.no_grad(), precision.autocast():
+        held_out = [
+            batch(validation, example.BATCH, example.CONTEXT, seed=-1 - n)
+            for n in range(example.VALIDATION)
+        ]
+        losses = [model(*drawn).item() for drawn in held_out]
+    if controlled:
+        precision.controller.close()
+    decided = [one.to_dict() for one in replay(log).decisions] if controlled else []
+    return {"form": form, "seed": seed, "loss": statistics.mean(losses), "decisions": decided}
+
+
+def last_of(steps: int) -> int:
+    """The step from which the faults no longer act."""
+    return steps * 5 // 6
+
+
+def judge(runs: list[dict[str, Any]], steps: int) -> dict[str, Any]:
+    """Gaps to bfloat16 in percent, by seed, and whether the decisions are the right ones."""
+    losses = {(run["form"], run["seed"]): run["loss"] for run in runs}
+    seeds = sorted({run["seed"] for run in runs})
+    gaps = {}
+    for form in FORMS:
+        own = [100 * (losses[form, n] / losses["bf16", n] - 1) for n in seeds]
+        mean, half = example.summary(own)
+        gaps[form] = {"gaps": own, "mean": mean, "low": mean - half, "high": mean + half}
+    controlled = [run["decisions"] for run in runs if run["form"] == "fp8 controlled"]
+    ups = [one for run in controlled for one in run if one["after"] > one["before"]]
+    downs = [one for run in controlled for one in run if one["after"] < one["before"]]
+    names = [{f"{one['module']}/{one['role']}" for one in run} for run in controlled]
+    return {
+        "gaps": gaps,
+        "exactly_the_spoilt": all(found == SPOILT for found in names),
+        "steps_to_promote": max((one["step"] - FIRST for one in ups), default=None),
+        "steps_to_demote": max((one["step"] - last_of(steps) for one in downs), default=None),
+        "all_back": all(run[-1]["share"] == 0.0 for run in controlled if run),
+    }
+
+
+def cost(policy: str) -> dict[str, float]:
+    """Share of a step that the statistics take, in percent."""
+    torch.manual_seed(0)
+    model = LanguageModel(103, COST_CONTEXT, COST_WIDTH, 8, 2)
+    config = ControllerConfig()
+    precision = accel.precision.Precision(model, policy, controller=config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    text = torch.randint(103, (8, COST_CONTEXT + 1))
+    layers, controller = precision.layers, precision.controller
+
+    def step(reads: bool) -> float:
+        controller.steps = 0 if reads else 1  # of the interval
+        controller._watch()
+        begun = time.process_time()
+        with precision.autocast():
+            loss = model(text[:, :-1], text[:, 1:])
+        precision.backward(loss)
+        precision.step(optimizer, max_norm=1.0)
+        optimizer.zero_grad()
+        return time.process_time() - begun
+
+    pairs = [(step(False), step(True)) for _ in range(COST_PAIRS + 2)][2:]
+    ratio = statistics.median(reading / plain for plain, reading in pairs)
+    assert all(len(layer.probes["input"]) == 1 for layer in layers.values())
+    return {
+        "step_ms": 1e3 * statistics.median(plain for plain, _ in pairs),
+        "reading_step": ratio,
+        "percent": 100 * (ratio - 1) / config.interval,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--out", default="precision_controller", help="name in results/")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = [
+            (form, seed, options.steps, f"{folder}/{seed}.jsonl")
+            for seed in range(options.seeds)
+            for form in FORMS
+        ]
+        with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
+            futures = [pool.submit(train, *job) for job in jobs]
+            runs = []
+            for future in futures:
+                runs.append(future.result())
+                run = runs[-1]
+                print(f"seed {run['seed']}  {run['form']:<20}{run['loss']:.5f}", flush=True)
+        write_page(f"{folder}/0.jsonl", environment.RESULTS / f"{options.out}.html")
+    result = judge(runs, options.steps)
+    torch.set_num_threads(1)
+    result["cost"] = {name: cost(f"{name},emulate") for name in ("fp8_tensorwise", "fp8_block")}
+    for form, found in result["gaps"].items():
+        print(f"{form:<20}{found['mean']:+9.3f} %  {found['low']:+.3f} .. {found['high']:+.3f}")
+    print({name: value for name, value in result.items() if name != "gaps"})
+    settings = {"steps": options.steps, "seeds": options.seeds, "config": CONFIG.to_dict()}
+    print(environment.write(options.out, {**settings, **result, "runs": runs}))
+
+
+if __name__ == "__main__":
+    main()
