@@ -59,7 +59,7 @@ def train(policy: str, seed: int, steps: int, text: Tensor, nudge: float = 0.0) 
         optimizer.zero_grad()
     with torch.no_grad(), precision.autocast():
         held_out = [batch(validation, BATCH, CONTEXT, seed=-1 - n) for n in range(VALIDATION)]
-        losses = [model(*device.move(drawn)).item() for drawn in held_out]
+        losses: list[float] = [model(*device.move(drawn)).item() for drawn in held_out]
     return statistics.mean(losses)
 
 

@@ -27,7 +27,8 @@ class Application:
         resolution: Of the model, and not changed since.
 
     Attributes:
-        layers: The states of the layers in eight bits, by qualified name.
+        layers: The states of the layers in eight bits, by qualified name without what wrappers
+            such as `torch.compile` and DDP add.
 
     Raises:
         TypeError: A module cannot be changed, such as one of TorchScript; none is changed then.
@@ -38,15 +39,16 @@ class Application:
         self.layers: dict[str, LinearState] = {}
         self._undo: list[Callable[[], object]] = []
         try:
+            modules, names = resolution.modules, resolution.plain_names
             for name, plan in resolution.items():
-                self._apply(resolution.modules[name], plan, resolution.compute)
+                self._apply(modules[name], names[name], plan, resolution.compute)
         except (TypeError, ValueError):
             self.remove()
             raise
 
-    def _apply(self, module: nn.Module, plan: ModulePlan, compute: torch.dtype) -> None:
+    def _apply(self, module: nn.Module, name: str, plan: ModulePlan, compute: torch.dtype) -> None:
         if _is_mixed(plan):
-            self.layers[plan.name] = convert_linear(module, plan)
+            self.layers[name] = convert_linear(module, plan)
         elif plan.compute != compute:
             apply_plan(module, plan)
         else:

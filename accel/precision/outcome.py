@@ -49,7 +49,7 @@ class StepOutcome:
         self, step: int, code: Tensor, scale: float | Tensor, names: list[str], known: bool
     ) -> None:
         self._step, self._names = step, names
-        self._told = self._skipped = None
+        self._skipped: SkippedStep | None = None
         self._copy: tuple[Tensor, Tensor] | None = None
         self._event: torch.Event | None = None
         scale = scale if isinstance(scale, Tensor) else torch.tensor(scale, device="cpu")

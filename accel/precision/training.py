@@ -88,8 +88,8 @@ class Precision:
         self._device_type = current_device().torch_type if first is None else first.device.type
         self.resolution = self.policy.resolve(model, current_device() if first is None else None)
         if loss_scale is None:
-            computed = {self.resolution.compute, *(p.compute for p in self.resolution.values())}
-            loss_scale = DynamicLossScale() if torch.float16 in computed else NoLossScale()
+            half = torch.float16 in self.resolution.dtypes
+            loss_scale = DynamicLossScale() if half else NoLossScale()
         self.loss_scale = loss_scale
         self._group = group
         self._outcomes: deque[StepOutcome] = deque()

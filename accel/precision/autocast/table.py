@@ -77,8 +77,8 @@ linalg_cond linalg_cond.p_str linalg_matrix_rank linalg_matrix_rank.tol_tensor
 linalg_matrix_rank.atol_rtol_tensor linalg_matrix_rank.atol_rtol_float linalg_solve linalg_cholesky
 linalg_cholesky_ex linalg_svdvals linalg_eigvals linalg_eigvalsh linalg_inv linalg_inv_ex
 linalg_householder_product linalg_tensorinv linalg_tensorsolve linalg_qr linalg_svd linalg_eig
-linalg_eigh linalg_lstsq linalg_matrix_exp
-cholesky cholesky_inverse cholesky_solve inverse lu_solve orgqr ormqr pinverse qr svd geqrf triangular_solve _lu_with_info
+linalg_eigh linalg_lstsq linalg_matrix_exp cholesky cholesky_inverse cholesky_solve inverse
+lu_solve orgqr ormqr pinverse qr svd geqrf triangular_solve _lu_with_info
 """
 _WIDEST_ELSEWHERE = "index_copy"
 _OPERANDS = """

@@ -55,8 +55,7 @@ def _compute(
         for start, end in pairwise(starts):
             part = left[:, start:end] @ right[:, start:end].T
             part *= _scales_at(a, powers[0], start)
-            part *= _scales_at(b, powers[1], start).T
-            total = part if start == 0 else total.add_(part)
+            total.addcmul_(part, _scales_at(b, powers[1], start).T)
     if bias is not None:
         total += bias.detach().to(torch.float32)
     return total.to(out_dtype)
