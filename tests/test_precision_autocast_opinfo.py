@@ -17,8 +17,12 @@ def call(operator, sample, device_type):
     def moved(value):
         return tree_map(lambda t: t.detach().to(device_type) if torch.is_tensor(t) else t, value)
 
-    with torch.no_grad(), portable_autocast(device_type):
-        results = operator.op(moved(sample.input), *moved(sample.args), **moved(sample.kwargs))
+    arguments = moved((sample.input, *sample.args))
+    try:
+        with torch.no_grad(), portable_autocast(device_type):
+            results = operator.op(*arguments, **moved(sample.kwargs))
+    except (ValueError, RuntimeError):  # must be so on both
+        return "raises"
     return [leaf.dtype for leaf in tree_leaves(results) if torch.is_tensor(leaf)]
 
 
@@ -26,7 +30,7 @@ def cases():
     from torch.testing._internal.common_methods_invocations import op_db
 
     for operator in op_db:
-        if operator.name in LEFT_OUT:
+        if operator.name in LEFT_OUT or operator.name.startswith("jiterator"):  # of GPUs alone
             continue
         for dtype in (torch.float32, torch.bfloat16):
             if dtype in operator.supported_dtypes("cpu"):
@@ -44,7 +48,7 @@ def test_every_sampled_operator_has_the_same_dtypes(device):
     for operator, dtype, sample in cases():
         expected = call(operator, sample, "cpu")
         found = call(operator, sample, device.torch_type)
-        count += 1
+        count += found != "raises"
         if found != expected:
             wrong.append((operator.full_name, dtype, expected, found))
     assert wrong == []

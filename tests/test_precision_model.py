@@ -214,7 +214,7 @@ def test_a_layer_of_a_wrong_state_leaves_the_others_alone():
     bad = copy.deepcopy(state)
     bad["steps"] = 9
     bad["layers"]["body.2"]["steps"] = -1
-    with pytest.raises(ValueError, match="steps of 'body.2'"):
+    with pytest.raises(ValueError, match=r"steps of 'body\.2'"):
         precision.load_state_dict(bad)
     leaves = torch.utils._pytree.tree_leaves
     for a, b in zip(leaves(state), leaves(precision.state_dict()), strict=True):

@@ -190,7 +190,7 @@ class Device(abc.ABC):
         """
         return tensorwise_products(self.fp8_compute_dtypes())
 
-    def clear_overflow(self) -> None:
+    def clear_overflow(self) -> None:  # noqa: B027 - a chip that saturates overrides it
         """Forget what `overflow` would tell; nothing where infinities and NaN tell it."""
 
     def overflow(self) -> torch.Tensor | None:

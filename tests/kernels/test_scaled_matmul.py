@@ -10,7 +10,7 @@ from torch import Tensor
 
 from accel_kernels.fp8 import BLOCKS, E4M3, E5M2, FORMATS, HIF8, Scaling, dequantize, quantize
 from accel_kernels.scaled_matmul import FEATURES, OPERATION, SPECS, cpu, scaled_matmul
-from accel_kernels.scaled_matmul.stretches import folded, stretches
+from accel_kernels.scaled_matmul.stretches import folded, stretch_starts
 from accel_kernels.spec import REFERENCE
 from tests.kernels.fp8_cases import ALL
 
@@ -202,24 +202,20 @@ def test_the_operator_obeys_torch_rules() -> None:
     )
 
 
-def test_the_setting_of_torch_is_as_before_even_after_an_error(monkeypatch) -> None:
-    setting = torch.backends.mkldnn.matmul
-    before = setting.fp32_precision
-    a = quantize(torch.randn(4, 8), Scaling(E4M3))
-    cpu.scaled_matmul(a, a)
-    assert setting.fp32_precision == before
-    monkeypatch.setattr(cpu, "_scales_at", lambda *given: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        cpu.scaled_matmul(a, a)
-    assert setting.fp32_precision == before
+@pytest.mark.parametrize("precision", ["ieee", "bf16"])
+def test_nothing_is_lost_where_torch_multiplies_float32_as_bfloat16(precision, monkeypatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn.matmul, "fp32_precision", precision)
+    for scaling in (Scaling(E4M3), Scaling(E5M2, "1x32", "power_of_two")):
+        a, b = quantize(draw(70, 256), scaling), quantize(draw(90, 256), scaling)
+        assert_exact(cpu.scaled_matmul(a, b), a, b)
 
 
 def test_stretches_end_where_a_scale_changes_and_after_promote() -> None:
-    assert stretches(300, (128, 300), None) == [0, 128, 256, 300]
-    assert stretches(300, (128, 32), 1000) == [*range(0, 300, 32), 300]
-    assert stretches(300, (300, 300), 128) == [0, 128, 256, 300]
-    assert stretches(300, (128, 300), 48) == [0, 48, 96, 128, 176, 224, 256, 300]
-    assert stretches(0, (1, 1), None) == [0]
+    assert stretch_starts(300, (128, 300), None) == [0, 128, 256, 300]
+    assert stretch_starts(300, (128, 32), 1000) == [*range(0, 300, 32), 300]
+    assert stretch_starts(300, (300, 300), 128) == [0, 128, 256, 300]
+    assert stretch_starts(300, (128, 300), 48) == [0, 48, 96, 128, 176, 224, 256, 300]
+    assert stretch_starts(0, (1, 1), None) == [0]
 
 
 def test_kernels_have_one_signature_and_the_reference_does_everything() -> None:

@@ -64,7 +64,8 @@ class Scaling:
             nothing grows beyond the target (an E8M0 scale, as MX has it, is always one).
         target: What the largest magnitude of a block is mapped to; 0 means the format's largest.
             HiFloat8 must stay far below its largest, where it has a single mantissa bit.
-        epsilon: Least magnitude that a block is taken to have: a block of zeros gets a finite scale.
+        epsilon: Least magnitude that a block is taken to have, so that the scale of a block of
+            zeros is finite.
 
     Raises:
         ValueError: A value is not one of these, or the target is beyond the format.

@@ -81,9 +81,6 @@ def _npu_absent() -> str | None:
 # answers are facts about the machine, and traced code asks for them as they stand.
 for _absent in (_cpu_avx512_absent, _scaled_mm_absent, _scaled_mm_mx_absent, _npu_absent):
     _absent._dynamo_marked_constant = True  # type: ignore[attr-defined]
-# AMX, which torch's own products use, multiplies bfloat16 several times as fast as AVX512 does.
-_CPU, _CPU_AVX512 = (30, 20) if torch.cpu._is_amx_tile_supported() else (20, 30)
-
 _FORMATS = frozenset(f"{a} by {b}" for a in FORMATS for b in FORMATS)
 _BLOCKS = frozenset(f"{a} by {b}" for a in BLOCKS for b in BLOCKS)
 FEATURES = _FORMATS | _BLOCKS | {MX_WITH_FLOAT32, "bias", "promote", "empty"}
@@ -103,7 +100,7 @@ SPECS = (
         load=_cpu,
         devices=frozenset({"cpu"}),
         dtypes=_SHORT_DTYPES,
-        priority=_CPU,
+        priority=20,
         features=FEATURES,
         differentiable=False,
         proven_on=frozenset({"cpu"}),
@@ -115,7 +112,7 @@ SPECS = (
         absent=_cpu_avx512_absent,
         devices=frozenset({"cpu"}),
         dtypes=_SHORT_DTYPES,
-        priority=_CPU_AVX512,
+        priority=30,
         features=FEATURES,
         differentiable=False,
         proven_on=frozenset({"cpu"}),

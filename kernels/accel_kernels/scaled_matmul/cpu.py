@@ -1,26 +1,20 @@
-"""Products of eight-bit matrices by torch's own bfloat16 products with float32 sums, on CPUs.
+"""Products of eight-bit matrices by torch's own float32 products, on any CPU.
 
-Codes, and powers of two that they are multiplied by, are exact in bfloat16. oneDNN multiplies
-float32 matrices as bfloat16, by AMX where there is one, if it is told so; of values that are exact
-in bfloat16 nothing is lost then. On a CPU without bfloat16 this is a product of float32.
+Codes, and powers of two that they are multiplied by, are exact in bfloat16. So nothing is lost
+either where `torch.backends.mkldnn.matmul.fp32_precision` lets torch multiply float32 as bfloat16.
+It is not set here: it holds for all threads, and another one's products would lose bits.
 """
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from accel_kernels.fp8 import Quantized, dequantize, expand_scales
 from accel_kernels.scaled_matmul.operators import register, run
-from accel_kernels.scaled_matmul.stretches import Folded, folded, stretches
-
-_lock = threading.Lock()
+from accel_kernels.scaled_matmul.stretches import Folded, folded, stretch_starts
 
 
 def scaled_matmul(
@@ -31,11 +25,7 @@ def scaled_matmul(
     out_dtype: torch.dtype = torch.float32,
     promote: int | None = None,
 ) -> Tensor:
-    """See `reference.scaled_matmul`.
-
-    While it computes, a product of float32 in another thread would be one of bfloat16 too: torch
-    has one setting for all threads.
-    """
+    """See `reference.scaled_matmul`."""
     return run("cpu", a, b, bias, out_dtype, promote)
 
 
@@ -50,12 +40,11 @@ def _compute(
         for item, power in zip((a, b), powers, strict=True)
     ]
     total = torch.zeros(a.codes.shape[0], b.codes.shape[0])
-    starts = stretches(depth, (steps[0], steps[1]), promote)
-    with _bfloat16_products():
-        for start, end in pairwise(starts):
-            part = left[:, start:end] @ right[:, start:end].T
-            part *= _scales_at(a, powers[0], start)
-            total.addcmul_(part, _scales_at(b, powers[1], start).T)
+    starts = stretch_starts(depth, (steps[0], steps[1]), promote)
+    for start, end in pairwise(starts):
+        part = left[:, start:end] @ right[:, start:end].T
+        part *= _scales_at(a, powers[0], start)
+        total.addcmul_(part, _scales_at(b, powers[1], start).T)
     if bias is not None:
         total += bias.detach().to(torch.float32)
     return total.to(out_dtype)
@@ -78,15 +67,3 @@ def _scales_at(item: Quantized, power: Folded | None, start: int) -> Tensor:
     at = start // item.scaling.block(rows, depth)[1]
     scales = item.scales[:, at : at + 1] if power is None else power.scales
     return expand_scales(scales, item.scaling, rows, 1)
-
-
-@contextlib.contextmanager
-def _bfloat16_products() -> Iterator[None]:
-    setting: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    with _lock:
-        before = setting.fp32_precision
-        setting.fp32_precision = "bf16"
-        try:
-            yield
-        finally:
-            setting.fp32_precision = before

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from accel_kernels.fp8 import HIF8, Quantized, expand_scales
-from accel_kernels.scaled_matmul.stretches import stretches
+from accel_kernels.scaled_matmul.stretches import stretch_starts
 
 # torch_npu's numbers of the dtypes that torch has not, or that a uint8 tensor is to be read as.
 HIFLOAT8, FLOAT8_E8M0 = 290, 293
@@ -102,7 +102,7 @@ def _by_stretches(a: Quantized, b: Quantized, promote: int | None) -> Tensor:
     """The sum over stretches of K without a change of scale, in float32."""
     steps = (a.scaling.block(*a.codes.shape)[1], b.scaling.block(*b.codes.shape)[1])
     total = torch.zeros(a.codes.shape[0], b.codes.shape[0], device=a.codes.device)
-    for start, end in pairwise(stretches(a.codes.shape[1], steps, promote)):
+    for start, end in pairwise(stretch_starts(a.codes.shape[1], steps, promote)):
         parts = [
             Quantized(item.codes[:, start:end], _at(item, start), item.scaling) for item in (a, b)
         ]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from accel_kernels.fp8 import Quantized, decode, expand_scales
-from accel_kernels.scaled_matmul.stretches import stretches
+from accel_kernels.scaled_matmul.stretches import stretch_starts
 
 
 def scaled_matmul(
@@ -41,7 +41,7 @@ def scaled_matmul(
     left, right = (decode(item.codes, item.scaling.format, wide) for item in (a, b))
     total = torch.zeros(rows, columns, dtype=wide, device=left.device)
     steps = a.scaling.block(*a.codes.shape)[1], b.scaling.block(*b.codes.shape)[1]
-    starts = stretches(a.codes.shape[1], steps, promote)
+    starts = stretch_starts(a.codes.shape[1], steps, promote)
     for start, end in pairwise(starts):
         part = left[:, start:end] @ right[:, start:end].T
         part = part * _scales_at(a, start, wide)

@@ -28,7 +28,7 @@ class Folded(NamedTuple):
     scales: Tensor
 
 
-def stretches(depth: int, steps: tuple[int, int], promote: int | None) -> list[int]:
+def stretch_starts(depth: int, steps: tuple[int, int], promote: int | None) -> list[int]:
     """Where stretches of K begin, and its end: where a scale changes, and `promote` from there.
 
     Args:

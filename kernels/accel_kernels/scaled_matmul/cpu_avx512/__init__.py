@@ -21,7 +21,7 @@ from accel_kernels import fp8
 from accel_kernels.compiled import CompileError, compiled_library, content_digest
 from accel_kernels.fp8 import Format, Quantized, decode
 from accel_kernels.scaled_matmul.operators import register, run
-from accel_kernels.scaled_matmul.stretches import Folded, folded, stretches
+from accel_kernels.scaled_matmul.stretches import Folded, folded, stretch_starts
 
 _FLAGS = (
     "-O3", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma",
@@ -123,11 +123,11 @@ def _compute(
         return (out if bias is None else out + bias.to(torch.float32)).to(out_dtype)
     powers = folded(a), folded(b)
     steps = [depth if power else _step(item) for item, power in zip((a, b), powers, strict=True)]
-    starts = stretches(depth, (steps[0], steps[1]), min(promote or _LONGEST, _LONGEST))
+    starts = stretch_starts(depth, (steps[0], steps[1]), min(promote or _LONGEST, _LONGEST))
     if any(start % _least_block(a, b) for start in starts[:-1]):
         # A stretch would begin within a vector that has two powers of two.
         powers, steps = (None, None), [_step(a), _step(b)]
-        starts = stretches(depth, (steps[0], steps[1]), min(promote or _LONGEST, _LONGEST))
+        starts = stretch_starts(depth, (steps[0], steps[1]), min(promote or _LONGEST, _LONGEST))
     kept = [torch.tensor(starts)]
     kept += [torch.tensor([start // step for start in starts[:-1]]) for step in steps]
     added = None if bias is None else bias.detach().to(torch.float32).contiguous()

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from accel_kernels.fp8 import Quantized
 from accel_kernels.scaled_matmul.scaled_mm import chip, layouts
 from accel_kernels.scaled_matmul.scaled_mm.layouts import Product
-from accel_kernels.scaled_matmul.stretches import stretches
+from accel_kernels.scaled_matmul.stretches import stretch_starts
 
 MX = "1x32"
 _BLOCKS = frozenset({"1x128", "128x128"})
@@ -87,7 +87,7 @@ def _by_stretches(a: Quantized, b: Quantized, promote: int | None) -> Tensor:
     """The sum over stretches of K without a change of scale, in float32."""
     steps = (a.scaling.block(*a.codes.shape)[1], b.scaling.block(*b.codes.shape)[1])
     total = torch.zeros(a.codes.shape[0], b.codes.shape[0], device=a.codes.device)
-    for start, end in pairwise(stretches(a.codes.shape[1], steps, promote)):
+    for start, end in pairwise(stretch_starts(a.codes.shape[1], steps, promote)):
         parts = layouts.part(a, start, end), layouts.part(b, start, end)
         total += _without_blocks(*parts, None, torch.float32)
     return total
