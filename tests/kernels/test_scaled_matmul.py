@@ -203,11 +203,16 @@ def test_the_operator_obeys_torch_rules() -> None:
 
 
 @pytest.mark.parametrize("precision", ["ieee", "bf16"])
-def test_nothing_is_lost_where_torch_multiplies_float32_as_bfloat16(precision, monkeypatch) -> None:
-    monkeypatch.setattr(torch.backends.mkldnn.matmul, "fp32_precision", precision)
-    for scaling in (Scaling(E4M3), Scaling(E5M2, "1x32", "power_of_two")):
-        a, b = quantize(draw(70, 256), scaling), quantize(draw(90, 256), scaling)
-        assert_exact(cpu.scaled_matmul(a, b), a, b)
+def test_nothing_is_lost_where_torch_multiplies_float32_as_bfloat16(precision) -> None:
+    setting = torch.backends.mkldnn.matmul
+    before = setting.fp32_precision
+    setting.fp32_precision = precision
+    try:
+        for scaling in (Scaling(E4M3), Scaling(E5M2, "1x32", "power_of_two")):
+            a, b = quantize(draw(70, 256), scaling), quantize(draw(90, 256), scaling)
+            assert_exact(cpu.scaled_matmul(a, b), a, b)
+    finally:
+        setting.fp32_precision = before
 
 
 def test_stretches_end_where_a_scale_changes_and_after_promote() -> None:
