@@ -8,10 +8,12 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import accel
-from accel.precision import DynamicLossScale, NoLossScale, Policy, Precision
+from accel.precision import DynamicLossScale, NoLossScale, Policy, Precision, attach
 from accel.precision.autocast import portable_autocast
+from accel.precision.autocast.kernels import MARK
 
 POLICIES = ["compute=float32", "compute=bfloat16", "compute=float16"]
 
@@ -211,3 +213,51 @@ def test_a_model_that_was_moved_is_followed():
     model.to_empty(device="cpu")
     with precision.autocast():
         assert model(torch.ones(1, 4)).dtype == torch.bfloat16
+
+
+class Checkpointed(nn.Module):
+    """A layer norm between linear layers: native autocast has it in 16 bits on a CPU."""
+
+    def __init__(self, how):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(
+            nn.Linear(8, 16), nn.LayerNorm(16), nn.GELU(), nn.Softmax(-1), nn.Linear(16, 4)
+        )
+        self.how = how
+
+    def forward(self, x):
+        if self.how is None:
+            return self.body(x)
+        return checkpoint(self.body, x, use_reentrant=self.how)
+
+
+@pytest.mark.parametrize("attached", [False, True])
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize(
+    "policy", ["compute=bfloat16", "fp8_tensorwise,emulate", "fp8_delayed,emulate"]
+)
+def test_activation_checkpointing_changes_no_bit(device, policy, reentrant, attached):
+    found = []
+    for how in (None, reentrant):
+        model = Checkpointed(how).to(device.torch_device)
+        precision = Precision(model, policy)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        if attached:
+            attach(precision, optimizer)
+        for step in range(3):
+            generator = torch.Generator().manual_seed(step)
+            x = torch.randn(6, 8, generator=generator).to(device.torch_device).requires_grad_()
+            if attached:
+                model(x).float().square().mean().backward()
+                optimizer.step()
+            else:
+                with precision.autocast():
+                    loss = model(x).float().square().mean()
+                precision.backward(loss)
+                precision.step(optimizer)
+            assert not torch.is_autocast_enabled(MARK)
+        found.append([*model.state_dict().values(), x.grad])
+        found[-1] += torch.utils._pytree.tree_leaves(precision.state_dict())
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other) if torch.is_tensor(one) else one == other

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from accel.precision.autocast import set_recomputation
 from accel.precision.loss_scale import NoLossScale
 from accel.precision.training import Precision
 
@@ -44,6 +45,7 @@ class Attachment:
     def detach(self) -> None:
         """Make model and optimizers again what they were; twice does nothing."""
         self._is_active = False  # what others have wrapped since stays in their hands
+        set_recomputation(False)
         while self._undo:
             self._undo.pop()()
 
@@ -76,7 +78,11 @@ class Attachment:
                 self.precision.begin()
             with self.precision.autocast():
                 result = plain(*args, **kwargs)
-            return self._scaled(result) if scaled and torch.is_grad_enabled() else result
+            if not torch.is_grad_enabled():
+                return result
+            # Until the step: a backward comes, and checkpointing may compute again in it.
+            set_recomputation(self.precision.resolution.compute != torch.float32)
+            return self._scaled(result) if scaled else result
 
         self._replace(model, "forward", forward)
         if scaled:
@@ -97,6 +103,7 @@ class Attachment:
             if closure is not None:  # Lightning's runs forward and backward
                 with torch.enable_grad():
                     loss = closure()
+            set_recomputation(False)
             self.precision.take(optimizer, self._max_norm, plain)
             return loss
 

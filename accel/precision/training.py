@@ -13,7 +13,7 @@ from torch import Tensor, distributed, nn
 
 from accel.devices import Device, current_device, find_device
 from accel.precision.application import Application
-from accel.precision.autocast import portable_autocast
+from accel.precision.autocast import portable_autocast, recomputation
 from accel.precision.controller import Controller, ControllerConfig
 from accel.precision.flagged import step_unless, takes_flag
 from accel.precision.fp8 import LinearState, advance
@@ -142,7 +142,15 @@ class Precision:
             loss = loss * scale.to(loss.device)
         elif scale != 1.0:
             loss = loss * scale
-        loss.backward(**arguments)
+        with self.recomputation():
+            loss.backward(**arguments)
+
+    def recomputation(self) -> AbstractContextManager[None]:
+        """The block in which checkpointing computes again what `autocast` treated; for `backward`.
+
+        A loop that calls `loss.backward()` itself enters it if it checkpoints activations.
+        """
+        return recomputation(self.resolution.compute != torch.float32)
 
     def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None = None) -> StepOutcome:
         """Unscale, check, clip, and step; or skip if a gradient is not finite.

@@ -53,12 +53,33 @@ def portable_autocast(
         yield
 
 
+@contextlib.contextmanager
+def recomputation(enabled: bool = True) -> Iterator[None]:
+    """The block for a backward of what was computed in a portable region.
+
+    What checkpointing computes a second time in it, under the autocast that it restores, is
+    computed by the table too. `Precision.backward` enters it.
+
+    Args:
+        enabled: False does nothing.
+    """
+    with torch.autocast(MARK, dtype=torch.bfloat16) if enabled else contextlib.nullcontext():
+        yield
+
+
+def set_recomputation(enabled: bool) -> None:
+    """Enter or leave `recomputation` in this thread, for who cannot put a block around it."""
+    torch.set_autocast_dtype(MARK, torch.bfloat16)
+    torch.set_autocast_enabled(MARK, enabled)
+
+
 def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[object]]:
     """For `torch.utils.checkpoint.checkpoint(..., context_fn=checkpoint_contexts)`.
 
     Checkpointing computes a second time in the backward, under the autocast of the forward, but not
-    in its portable region; this brings the recomputation into it. Where the forward is in none, it
-    does nothing. Code under `torch.compile` needs it not, and takes none.
+    in its portable region; this brings the recomputation into it, as `recomputation` around the
+    backward does. Where the forward is in none, it does nothing. Code under `torch.compile` needs
+    it not, and takes none.
     """
     again = torch.autocast(MARK, dtype=torch.bfloat16) if active() else contextlib.nullcontext()
     return contextlib.nullcontext(), again

@@ -51,7 +51,9 @@ static void add_to(const struct tile *tile, int selected, long first, long end,
 static void backward_panel(const struct backward *job, const struct tile *tile, long panel,
                            long first_key, int kind) {
     const uint32_t *key_rows = tile->key_rows + panel * (PANEL / PAIR) * job->padded;
-    const int partial = kind == PARTIAL, variant = variant_of(&job->shape, job->call);
+    // Rows beyond the last see nothing: of theirs not even a bias must count, let alone overflow.
+    const int partial = kind == PARTIAL || tile->rows % STRIP != 0;
+    const int variant = variant_of(&job->shape, job->call);
     const long rows = rounded_up(tile->rows, STRIP);
     long begin = -1, end = 0;
     for (long first = 0; first < rows; first += STRIP) {
