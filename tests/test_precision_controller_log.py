@@ -136,6 +136,15 @@ def test_a_log_without_an_end_is_replayed_on_request(written, tmp_path) -> None:
     assert list(again.decisions) == written[1]
 
 
+def test_a_reading_without_its_decision_is_found_at_the_end_too(written, tmp_path) -> None:
+    lines = written[0].read_text().splitlines(keepends=True)
+    last = max(i for i, line in enumerate(lines) if '"kind":"decision"' in line)
+    part = tmp_path / "part.jsonl"
+    part.write_text("".join(lines[:last]))
+    with pytest.raises(ValueError, match="which the log lacks"):
+        replay(part, partial=True)
+
+
 def test_a_changed_line_is_named(written, tmp_path) -> None:
     lines = written[0].read_text().splitlines(keepends=True)
     changed = tmp_path / "changed.jsonl"

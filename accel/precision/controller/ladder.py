@@ -109,7 +109,7 @@ def _finer(item: OperandFormat, role: Role) -> OperandFormat:
     if scaling is None or scaling.granularity not in _COARSE:
         return item
     # No chip has finer blocks of HiFloat8, and no policy knows them.
-    blocks: Granularity = "row" if scaling.format is HIF8 else _FINER[role]
+    blocks: Granularity = "row" if scaling.format == HIF8 else _FINER[role]
     return replace(item, scaling=replace(scaling, granularity=blocks))
 
 

@@ -29,13 +29,13 @@ def encode_bits(values: Tensor, form: Format, saturate: bool) -> Tensor:
     """The codes of float32 `values`, uint8 of their shape; see `codec.encode`."""
     words = values.view(torch.int32)
     size = words & _MAGNITUDE
-    codes = _hif8(size) if form is HIF8 else _minifloat(size, form)
+    codes = _hif8(size) if form == HIF8 else _minifloat(size, form)
     top = TOP_CODES[form]
     # HiFloat8's codes are not in the order of their values; only infinity is beyond its largest.
-    beyond = codes == top + 1 if form is HIF8 else codes > top
+    beyond = codes == top + 1 if form == HIF8 else codes > top
     codes = torch.where(beyond | (size == _INFINITY), top if saturate else top + 1, codes)
     negative = (words >> 31) & SIGN
-    if form is HIF8:
+    if form == HIF8:
         negative = torch.where(codes == 0, 0, negative)  # it has one zero
         codes = torch.where(size > _INFINITY, NAN_CODES[form], codes | negative)
     else:

@@ -21,10 +21,10 @@ HIF8_DENORMAL = -23
 
 def value_of(code: int, form: Format) -> float:
     """The value of a code from 0 to 255."""
-    size = _hif8(code & 0x7F) if form is HIF8 else _minifloat(code & 0x7F, form)
+    size = _hif8(code & 0x7F) if form == HIF8 else _minifloat(code & 0x7F, form)
     if not code & SIGN:
         return size
-    if form is HIF8 and not code & 0x7F:
+    if form == HIF8 and not code & 0x7F:
         return math.nan
     return math.copysign(size, -1.0)
 

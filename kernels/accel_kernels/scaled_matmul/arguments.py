@@ -60,7 +60,7 @@ def _features(
 ) -> frozenset[str]:
     left, right = a.scaling, b.scaling
     features = {
-        f"{left.format} by {right.format}",
+        f"{left.format.name} by {right.format.name}",
         f"{left.granularity} by {right.granularity}",
     }
     if any(one.granularity == MX and one.scales == "float32" for one in (left, right)):

@@ -87,7 +87,7 @@ def _product(
         return _whole if promote is None else None
     if "1x32" in (first, second):
         powers = a.scaling.scales == b.scaling.scales == "power_of_two"
-        is_mx = first == second and powers and a.scaling.format is not HIF8
+        is_mx = first == second and powers and a.scaling.format != HIF8
         return _runs if is_mx and (promote is None or promote >= RUNS[2]) else None
     if promote is not None and promote < _BLOCK:
         return None
@@ -175,7 +175,7 @@ def _multiply(
     out_dtype: torch.dtype,
     **arguments: Any,
 ) -> Tensor:
-    is_hifloat8 = a.scaling.format is HIF8
+    is_hifloat8 = a.scaling.format == HIF8
     kind = HIFLOAT8 if is_hifloat8 else None
     result: Tensor = operator("npu_quant_matmul")(
         _matrix(a),

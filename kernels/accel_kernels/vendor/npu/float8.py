@@ -67,7 +67,7 @@ def largest_of(operator: str, kind: Format, dst_type_max: float) -> float:
     """
     if not dst_type_max:
         return kind.largest
-    if kind is not HIF8 or not 0 < dst_type_max <= HIF8.largest:
+    if kind != HIF8 or not 0 < dst_type_max <= HIF8.largest:
         raise ValueError(
             f"{operator}: dst_type_max={dst_type_max} with {kind}; give 0, or with hifloat8 up "
             f"to {HIF8.largest:g}"
@@ -77,7 +77,7 @@ def largest_of(operator: str, kind: Format, dst_type_max: float) -> float:
 
 def require_round_mode(operator: str, kind: Format | None, round_mode: str) -> None:
     """Raise unless the format is rounded to as it is said; "hybrid" draws random numbers."""
-    wanted = "round" if kind is HIF8 else "rint"
+    wanted = "round" if kind == HIF8 else "rint"
     if round_mode != wanted:
         into = "integers" if kind is None else str(kind)
         refuse(operator, "round_mode", round_mode, f"its page has only {wanted!r} for {into}")

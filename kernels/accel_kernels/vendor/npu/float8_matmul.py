@@ -58,7 +58,7 @@ def formats_of(
     second = operand_format(QUANT, "x2_dtype", x2, x2_dtype)
     if first is None and second is None:
         return None
-    if first is None or second is None or (first is HIF8) != (second is HIF8):
+    if first is None or second is None or (first == HIF8) != (second == HIF8):
         raise TypeError(
             f"{QUANT}: {first or x1.dtype} and {second or x2.dtype}; give both float8_e4m3fn or "
             f"float8_e5m2, or both hifloat8"
