@@ -39,7 +39,7 @@ from tests.precision_controller_faults import Outlier, Underflow  # noqa: E402
 
 FIRST = 20  # step from which the faults act
 FP8 = "fp8_tensorwise,emulate"
-CONFIG = ControllerConfig(interval=20, confirm=3, calm=2, cooldown=20, budget=0.2)
+CONFIG = ControllerConfig(interval=10, confirm=3, calm=2, cooldown=20, budget=0.2)
 # Name: policy, whether the faults act, whether it is controlled.
 FORMS = {
     "bf16": ("bf16", True, False),

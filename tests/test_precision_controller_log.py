@@ -156,6 +156,14 @@ def test_a_changed_line_is_named(written, tmp_path) -> None:
             replay(changed)
 
 
+def test_a_line_that_is_only_written_otherwise_is_found(written, tmp_path) -> None:
+    lines = written[0].read_text().splitlines(keepends=True)
+    path = tmp_path / "spaced.jsonl"
+    path.write_text("".join([json.dumps(json.loads(lines[0])) + "\n", *lines[1:]]))
+    with pytest.raises(ValueError, match="line 1: its digest does not fit"):
+        replay(path)
+
+
 @pytest.mark.parametrize("edit", ["remove", "repeat", "swap"])
 def test_lines_that_are_removed_repeated_or_swapped_are_found(written, tmp_path, edit) -> None:
     lines = written[0].read_text().splitlines(keepends=True)

@@ -271,3 +271,12 @@ def test_bad_calls_are_refused() -> None:
     ):
         with pytest.raises(TypeError, match=message):
             wrong()
+
+
+@pytest.mark.parametrize("sizes", [(1e30, 1e-10), (1e-10, 1e36), (1e-10, 1e-10), (1e18, 1e18)])
+@pytest.mark.parametrize("granularity", ["tensor", "1x128", "1x32"])
+@pytest.mark.parametrize("spec", HERE, ids=lambda spec: spec.name)
+def test_scales_that_are_far_apart_overflow_nothing(spec, granularity, sizes) -> None:
+    scaling = Scaling(E4M3, granularity, "power_of_two")
+    a, b = (quantize(torch.randn(20, 256) * size, scaling) for size in sizes)
+    assert_exact(kernel(spec)(a, b), a, b)

@@ -16,9 +16,6 @@ from accel_kernels.fp8 import Quantized, dequantize, expand_scales
 from accel_kernels.scaled_matmul.operators import register, run
 from accel_kernels.scaled_matmul.stretches import Folded, folded, stretch_starts
 
-# A sum of lifted values times a scale above this may exceed float32, though the result does not.
-_LARGE = 2.0**40
-
 
 def scaled_matmul(
     a: Quantized,
@@ -47,11 +44,9 @@ def _compute(
     for start, end in pairwise(starts):
         part = left[:, start:end] @ right[:, start:end].T
         scales = _scales_at(a, powers[0], start), _scales_at(b, powers[1], start).T
-        if max(float(scale.max()) for scale in scales) > _LARGE:
-            total += part.double().mul_(scales[0]).mul_(scales[1])
-        else:
-            part *= scales[0]
-            total.addcmul_(part, scales[1])
+        # The smaller first: a large one could exceed float32 where the result does not.
+        part *= torch.minimum(*scales)
+        total.addcmul_(part, torch.maximum(*scales))
     if bias is not None:
         total += bias.detach().to(torch.float32)
     return total.to(out_dtype)

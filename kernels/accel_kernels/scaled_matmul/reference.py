@@ -22,8 +22,9 @@ def scaled_matmul(
     """`a @ b.T + bias` of two matrices in eight bits.
 
     Products of codes are exact. They are summed in float32 over a stretch of K in which no scale
-    changes, at most `promote` long, and the sum is multiplied by both scales; these partial sums
-    are added in float32, then the bias. The result is rounded to `out_dtype` at the end.
+    changes, at most `promote` long, and the sum is multiplied by both scales, the smaller first, so
+    that it overflows only where the result does; these partial sums are added in float32, then the
+    bias. The result is rounded to `out_dtype` at the end.
 
     Args:
         a: `[M, K]`.
@@ -44,8 +45,8 @@ def scaled_matmul(
     starts = stretch_starts(a.codes.shape[1], steps, promote)
     for start, end in pairwise(starts):
         part = left[:, start:end] @ right[:, start:end].T
-        part = part * _scales_at(a, start, wide)
-        total = total + part * _scales_at(b, start, wide).T
+        scales = _scales_at(a, start, wide), _scales_at(b, start, wide).T
+        total = total + part * torch.minimum(*scales) * torch.maximum(*scales)
     if bias is not None:
         total = total + bias.to(wide)
     return total.to(out_dtype)

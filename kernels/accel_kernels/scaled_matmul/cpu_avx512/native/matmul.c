@@ -132,8 +132,10 @@ INLINE void add_stretch(int rows, const uint32_t *left, long left_stride, const 
             float *at = total[r] + v * LANES;
             __m512 x = sum[r][v];
             if (left_scales) {
-                x = _mm512_mul_ps(x, _mm512_set1_ps(left_scales[r]));
-                x = _mm512_mul_ps(x, _mm512_load_ps(right_scales + v * LANES));
+                const __m512 a = _mm512_set1_ps(left_scales[r]);
+                const __m512 b = _mm512_load_ps(right_scales + v * LANES);
+                // The smaller first: a large one could exceed float32 where the result does not.
+                x = _mm512_mul_ps(_mm512_mul_ps(x, _mm512_min_ps(a, b)), _mm512_max_ps(a, b));
             }
             _mm512_store_ps(at, _mm512_add_ps(_mm512_load_ps(at), x));
         }
@@ -177,7 +179,11 @@ static void add_tile(const struct job *job, long panel, long row, long s, long e
     for (long r = 0; r < rows; r++) {
         if (last && !call->scaled) {
             const float scale = left_scale(call, row + r, 0);
-            for (long c = 0; c < PANEL; c++) total[r][c] = total[r][c] * scale * right_scales[c];
+            for (long c = 0; c < PANEL; c++) {
+                const float other = right_scales[c];
+                const float low = scale < other ? scale : other;
+                total[r][c] = total[r][c] * low * (scale < other ? other : scale);
+            }
         }
         if (last && call->bias)
             for (long c = 0; c < width; c++) total[r][c] += call->bias[panel * PANEL + c];
