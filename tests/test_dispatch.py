@@ -244,6 +244,24 @@ def test_a_kernel_waits_for_sizes_that_are_worth_it() -> None:
     assert kernel.not_proven(request()) == []
 
 
+def test_traced_code_does_not_ask_whether_sizes_are_worth_it() -> None:
+    """One graph serves lengths on both sides."""
+    kernel, chosen = spec(worth={"length": 8}), []
+
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if kernel.not_proven(request(sizes=(("length", x.shape[0]),))) else x * 3
+
+    def count(module: torch.fx.GraphModule, _: list[torch.Tensor]):
+        chosen.append(module)
+        return module.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(double, fullgraph=True, backend=count, dynamic=True)
+    for length in (7, 9, 5):
+        assert torch.equal(compiled(torch.ones(length)), torch.full((length,), 3.0))
+    assert len(chosen) == 1
+
+
 def test_explain_says_what_a_call_would_do(caplog) -> None:
     query, key, value = qkv()
     explanation = accel.explain(OP, query, key[:, :, :5], value[:, :, :5], is_causal=True)

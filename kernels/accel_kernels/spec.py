@@ -57,7 +57,7 @@ class KernelSpec:
         lacks: By device type, the features and dtypes that it does not have there.
         limits: Least and greatest value of named sizes, both included.
         worth: Least value of named sizes from which it is taken automatically: below, another
-            kernel is as quick.
+            kernel is as quick. Traced code, which serves many sizes, takes it for all.
         requires: Modules that must be installed.
         absent: Says why this machine cannot run it, or None if it can; asked once, when nothing
             else speaks against it.
@@ -130,6 +130,8 @@ class KernelSpec:
         reasons = []
         if request.device not in self.proven_on:
             reasons.append(f"not yet run on real {request.device} hardware")
+        if torch.compiler.is_compiling():
+            return reasons  # a size may be a symbol, which a comparison would tie to one side
         for name, size in request.sizes:
             if size < self.worth.get(name, 0):
                 reasons.append(f"is worth it from {name} {self.worth[name]} on, not at {size}")

@@ -124,7 +124,11 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL:
 
 
 def _aligned(tensor: Tensor) -> Tensor:
-    """The tensor with a contiguous last dimension, which rows are read along."""
+    """The tensor with a contiguous last dimension, which rows are read along, as it is in memory.
+
+    A negative view, such as the imaginary part of a conjugate, is not what lies there.
+    """
+    tensor = tensor.resolve_neg()
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
@@ -213,16 +217,16 @@ def forward(query: Tensor, key: Tensor, value: Tensor, call: Call) -> tuple[Tens
         query = query.reshape(shape[0], key.shape[1], -1, shape[3])
         call = call._replace(mask=None)
     query, key, value = _aligned(query), _aligned(key), _aligned(value)
-    out = query.new_empty((*query.shape[:3], value.shape[3]))
-    lse = query.new_empty(query.shape[:3], dtype=torch.float32)
+    # In the call's shape: autograd lets nobody change a view in place.
+    out = query.new_empty((*shape[:3], value.shape[3]))
+    lse = query.new_empty(shape[:3], dtype=torch.float32)
     if lse.numel():
         laid, kept = _laid_out(query, key, value, call)
-        laid.out, laid.lse = _rows(out), lse.data_ptr()
+        laid.out = _rows(out.view(*query.shape[:3], value.shape[3]))
+        laid.lse = lse.data_ptr()
         _checked(_library(query.dtype).accel_attention_forward(laid))
         del kept  # not sooner
-    if query.shape == shape:
-        return out, lse
-    return out.view(*shape[:3], value.shape[3]), lse.view(shape[:3])
+    return out, lse
 
 
 def _sees_all(query: Tensor, key: Tensor, call: Call) -> bool:
