@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 import accel
-from accel import AttentionState, BackendError
+from accel import AttentionState, BackendError, dispatch
 from accel.attention import alibi, causal, documents, key_lengths, relative_bias, window
+from accel.attention.choice import Chosen, kernel_of_call
 from accel.testing import assert_backward_stable
 from accel.testing.cases import attention_formula
 from accel_kernels.segmented_attention import SPECS
+from accel_kernels.segmented_attention.arguments import request
 
 
 def tensors(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -231,6 +233,30 @@ def test_autocast_casts_as_torchs_attention_does(backend) -> None:
     for a, b, t in zip(inside, outside, inputs, strict=True):
         assert torch.equal(a, b)
         assert a.dtype == t.dtype
+
+
+def test_a_choice_made_under_autocast_is_not_that_of_other_calls() -> None:
+    """Decoding asks for a kernel before it casts, with tensors of the same dtype in both."""
+    page = torch.randn(1, 130, 2, 16)
+
+    def chosen() -> Chosen:
+        key = page.transpose(1, 2)
+        return kernel_of_call(
+            key, key, key, None, False, None, 0.0, None, None, None, None, True, None
+        )
+
+    dispatch._memo.clear()
+    before = chosen()
+    with torch.autocast("cpu", dtype=torch.float16):
+        cast = chosen()
+    assert cast.kernel is chosen_for(torch.float16)
+    assert before.kernel is chosen().kernel is chosen_for(torch.float32)
+
+
+def chosen_for(dtype: torch.dtype) -> object:
+    tensor = torch.randn(1, 2, 130, 16).to(dtype)
+    asked = request(tensor, tensor, tensor, return_lse=True)
+    return dispatch._choose(asked, None).load()
 
 
 def test_autocast_leaves_float64_alone() -> None:

@@ -248,10 +248,10 @@ def test_traced_code_does_not_ask_whether_sizes_are_worth_it() -> None:
     """One graph serves lengths on both sides."""
     kernel, chosen = spec(worth={"length": 8}), []
 
-    def double(x: torch.Tensor) -> torch.Tensor:
+    def double(x: Tensor) -> Tensor:
         return x * 2 if kernel.not_proven(request(sizes=(("length", x.shape[0]),))) else x * 3
 
-    def count(module: torch.fx.GraphModule, _: list[torch.Tensor]):
+    def count(module: torch.fx.GraphModule, _: list[Tensor]):
         chosen.append(module)
         return module.forward
 

@@ -25,8 +25,8 @@ RUNGS = (
 )
 CONFIG = ControllerConfig(interval=10, confirm=3, calm=2, cooldown=30, budget=1.0)
 FLOPS = {f"layer{i}": 100 for i in range(4)}
-A, B, C = (Operand(f"layer{i}", "input") for i in range(3))
-GEMMS = ("forward", "weight_gradient")
+A, B, C = (Operand(f"layer{i}", "gradient") for i in range(3))
+GEMMS = ("data_gradient", "weight_gradient")
 
 
 def found(error: float = 0.0, **others: float) -> OperandStatistics:
@@ -45,7 +45,7 @@ Source = Callable[[Operand, int], Mapping[int, OperandStatistics]]
 
 
 def machine_of(config: ControllerConfig = CONFIG, count: int = 3) -> Machine:
-    operands = [Operand(f"layer{i}", "input") for i in range(count)]
+    operands = [Operand(f"layer{i}", "gradient") for i in range(count)]
     return Machine([Controlled(one, RUNGS, GEMMS) for one in operands], config)
 
 
@@ -182,7 +182,7 @@ def test_a_tensor_that_was_not_measured_is_left_alone() -> None:
 
 
 def test_the_worst_go_above_fp8_and_the_least_bad_stay() -> None:
-    """Each input is in two of a layer's products: two of the four that have it in three layers."""
+    """Each gradient is in both products that its layer has here: a third of three layers'."""
     machine = machine_of(dataclasses.replace(CONFIG, budget=0.34))
     errors = {A: 0.3, B: 0.9, C: 0.6}
     decided = run(machine, lambda one, step: ladder(1.0, 1.0, errors[one], BF16, 0.0), range(10))
@@ -212,7 +212,7 @@ def test_a_much_worse_operand_takes_the_place_of_another() -> None:
     assert [(one.operand, one.kind, one.after) for one in decided] == [
         (A, "displace", 2), (B, "promote", 3)
     ]  # fmt: skip
-    assert "layer1/input" in decided[0].reason
+    assert "layer1/gradient" in decided[0].reason
     again = run(machine, lambda one, step: {A: mild, B: bad}.get(one, GOOD), range(20, 300))
     assert all(one.kind == "refuse" for one in again), "no see-saw"
 
@@ -245,7 +245,7 @@ def noisy(seed: int) -> Source:
     """Errors that cross every threshold, the same whenever they are asked for."""
 
     def source(operand: Operand, step: int) -> Mapping[int, OperandStatistics]:
-        draw = random.Random(f"{seed} {operand} {step // 25}")
+        draw = random.Random(f"{seed} {operand.module} {step // 25}")
         return {
             rung: found(
                 draw.choice((0.5, 1.7, 6.0)) * one.error,
@@ -305,10 +305,10 @@ def test_the_budget_holds_after_every_step(seed) -> None:
     ("change", "words"),
     [
         (lambda s: s.pop("step"), "step, flops and operands"),
-        (lambda s: s["operands"].pop("layer0/input"), "other operands"),
-        (lambda s: s["operands"]["layer0/input"].update(rung=7), "no such rung"),
-        (lambda s: s["operands"]["layer0/input"].update(bad=0.5), "whole numbers"),
-        (lambda s: s["operands"]["layer0/input"].pop("bad"), "whole numbers"),
+        (lambda s: s["operands"].pop("layer0/gradient"), "other operands"),
+        (lambda s: s["operands"]["layer0/gradient"].update(rung=7), "no such rung"),
+        (lambda s: s["operands"]["layer0/gradient"].update(bad=0.5), "whole numbers"),
+        (lambda s: s["operands"]["layer0/gradient"].pop("bad"), "whole numbers"),
     ],
 )
 def test_a_state_that_is_not_one_is_refused(change, words) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from accel.precision.controller import Controller, ControllerConfig, Operand, re
 from accel.precision.controller.page import page_of, write_page
 from accel.precision.controller.statistics import cast_statistics, quantized_statistics
 from accel.precision.operand import ROLES, SLOTS, ModulePlan, OperandFormat, Role, Slot
-from accel_kernels.fp8.formats import E4M3, E5M2, Scaling
+from accel.precision.policy.formats import format_text
+from accel_kernels.fp8.formats import E4M3, Scaling
 from accel_kernels.fp8.quantization import quantize
 
 CONFIG = ControllerConfig(interval=5, confirm=2, calm=2, cooldown=10, budget=0.4)
@@ -51,11 +53,11 @@ class FakeLayer:
                 table[number] = torch.maximum(table[number], found)
 
 
-def tensors(step: int, *, outlier: bool = False) -> dict[Role, Tensor]:
+def tensors(step: int, *, outlier: Role | None = None) -> dict[Role, Tensor]:
     generator = torch.Generator().manual_seed(step)
     made = {role: torch.randn(32, 256, generator=generator) for role in ROLES}
-    if outlier:
-        made["input"][:, 3] = 1e7
+    if outlier is not None:
+        made[outlier][:, 3] = 1e7
     return made
 
 
@@ -63,18 +65,18 @@ def layers_of(*names: str) -> dict[str, FakeLayer]:
     return {name: FakeLayer(plan_of(name)) for name in names}
 
 
-def step_of(layers: dict[str, FakeLayer], step: int) -> None:
+def step_of(layers: dict[str, FakeLayer], step: int, role: Role = "input") -> None:
     """`b` has an outlier channel in steps 10 to 29."""
     for name, layer in layers.items():
-        layer.run(tensors(step, outlier=name == "b" and 10 <= step < 30))
+        layer.run(tensors(step, outlier=role if name == "b" and 10 <= step < 30 else None))
 
 
-def run(log: Path | None, steps: int = 60, **others) -> tuple[Controller, list]:
+def run(log: Path | None, steps: int = 60, role: Role = "input") -> tuple[Controller, list]:
     layers = layers_of("a", "b", "c")
-    controller = Controller(layers, CONFIG, log=log, **others)
+    controller = Controller(layers, CONFIG, log=log)
     decided = []
     for step in range(steps):
-        step_of(layers, step)
+        step_of(layers, step, role)
         decided += controller.after_step()
     return controller, decided
 
@@ -92,9 +94,44 @@ def test_the_outlier_is_found_and_the_way_back_too(written) -> None:
     assert [(one.operand, one.kind) for one in decided] == [
         (Operand("b", "input"), "promote"), (Operand("b", "input"), "demote")
     ]  # fmt: skip
-    assert decided[0].formats == ("float8_e4m3fn", "float8_e5m2:1x128")
+    assert decided[0].formats == ("float8_e4m3fn", "bfloat16")
+    assert decided[0].share == pytest.approx(2 / 9), "an input is in two of a layer's products"
     assert 10 <= decided[0].step <= 16
     assert decided[1].step >= 30
+    assert decided[1].share == 0.0
+
+
+@pytest.mark.parametrize(
+    ("role", "name", "share"),
+    [("input", "bfloat16", 2 / 9), ("weight", "bfloat16", 2 / 9),
+     ("gradient", "float8_e5m2:1x128", 0.0)],
+)  # fmt: skip
+def test_only_a_gradient_is_kept_in_eight_bits_by_e5m2(tmp_path, role, name, share) -> None:
+    """The same outlier channel in each operand: beyond E4M3's range, within E5M2's."""
+    path = tmp_path / "log.jsonl"
+    controller, decided = run(path, role=role)
+    controller.close()
+    assert [(one.operand, one.kind) for one in decided] == [
+        (Operand("b", role), "promote"), (Operand("b", role), "demote")
+    ]  # fmt: skip
+    assert decided[0].formats == ("float8_e4m3fn", name)
+    assert decided[0].share == pytest.approx(share)
+    assert ("float8_e5m2" in decided[0].reason) == (role == "gradient")
+    assert list(replay(path).decisions) == decided
+
+
+def test_an_input_without_budget_stays_in_eight_bits() -> None:
+    layers, decided = layers_of("a", "b", "c"), []
+    controller = Controller(layers, dataclasses.replace(CONFIG, budget=0.2))
+    for step in range(20):
+        step_of(layers, step)
+        decided += controller.after_step()
+    assert [(one.operand, one.kind) for one in decided] == [(Operand("b", "input"), "refuse")]
+    assert "bfloat16 would put 22.2 % of the FLOPs above FP8, the budget is 20 %" in (
+        decided[0].reason
+    )
+    assert controller.share == 0.0
+    assert all(form.is_fp8 for form in layers["b"].formats.values())
 
 
 def test_replay_decides_the_same_from_the_file_alone(written) -> None:
@@ -185,7 +222,7 @@ def test_a_forged_decision_with_fitting_digests_is_found(written, tmp_path) -> N
     from accel.precision.controller.log import Chain
 
     for change in (
-        lambda one: {**one, "after": 4},
+        lambda one: {**one, "after": 3},
         lambda one: {**one, "reason": "none"},
         lambda one: None,
     ):
@@ -237,23 +274,25 @@ def test_resuming_continues_the_log_to_the_same_bytes(written, tmp_path) -> None
         assert path.read_bytes() == written[0].read_bytes()
 
 
-def test_resuming_without_the_file_begins_one_that_replays(written, tmp_path) -> None:
-    first, decided = run(None, 20)
+@pytest.mark.parametrize(
+    ("role", "name"), [("input", "bfloat16"), ("gradient", "float8_e5m2:1x128")]
+)
+def test_resuming_without_the_file_begins_one_that_replays(tmp_path, role, name) -> None:
+    first, decided = run(None, 20, role)
     layers = layers_of("a", "b", "c")
     path = tmp_path / "other.jsonl"
     second = Controller(layers, CONFIG, log=path)
     second.load_state_dict(first.state_dict())
-    scaling = layers["b"].formats[Slot("forward", "input")].scaling
-    assert scaling is not None
-    assert (scaling.format, scaling.granularity) == (E5M2, "1x128")
+    form = layers["b"].formats[Slot("weight_gradient", role)]
+    assert format_text(form) == name
     for step in range(20, 60):
-        step_of(layers, step)
+        step_of(layers, step, role)
         decided += second.after_step()
     second.close()
-    assert decided == written[1]
+    assert decided == run(None, role=role)[1]
     again = replay(path)
-    assert list(again.decisions) == written[1][1:]
-    assert again.start[Operand("b", "input")] == 2
+    assert list(again.decisions) == decided[1:]
+    assert again.start[Operand("b", role)] == 2
 
 
 def test_another_log_in_the_place_is_not_touched(written, tmp_path) -> None:
@@ -305,9 +344,9 @@ def test_the_summary_names_each_operand(written) -> None:
     lines = text.splitlines()
     assert sum("/" in line and "as the policy gives" in line for line in lines) == 8
     (line,) = [line for line in lines if line.startswith("b/input")]
-    assert "float8_e5m2:1x128" in line
+    assert "bfloat16" in line
     assert "promoted at step 11" in line
-    assert lines[-1] == "above FP8: 0 % of the FLOPs, budget 40 %"
+    assert lines[-1] == "above FP8: 22.2 % of the FLOPs, budget 40 %"
 
 
 def test_a_page_tells_what_changed_and_why(written, tmp_path) -> None:

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 import accel
-from accel.precision import ControllerConfig, DynamicLossScale, NoLossScale, Precision
+from accel.precision import ControllerConfig, DynamicLossScale, NoLossScale, Policy, Precision
 from accel.precision.fsdp import mixed_precision_policy
+from accel_kernels.budgets import FACTOR, unit_roundoff
 
 FP8 = "fp8_tensorwise,emulate; head=bfloat16"
 MAP = "{linear: fp16, conv: bf16, embedding: fp32}"
@@ -63,7 +64,6 @@ def advance(model, precision, optimizer, steps):
     "policy", ["bf16", MAP, FP8, "fp8_delayed,emulate", "fp8_block,emulate", "mxfp8,emulate"]
 )
 def test_learns_as_float32_does(policy):
-    policy = policy.replace("{", "{").strip()
     losses = advance(*prepared(policy), range(30))
     expected = advance(*prepared("compute=float32"), range(30))
     assert losses[-1] == pytest.approx(expected[-1], rel=0.1)
@@ -87,6 +87,32 @@ def test_the_map_of_three_types(device):
     assert kinds["Embedding"] == single
     assert kinds["Conv1d"] == brain
     assert kinds["Linear"] == half
+
+
+def test_the_map_trains_alike_on_every_device(device):
+    """One table, and loss curves at most twice as far from float64 as the CPU's, plus a rounding."""
+    here, *others = prepared(MAP, device.torch_device)
+    policy, plain = Policy.parse(MAP), Model()
+    table, expected = policy.explain(here), policy.explain(plain)
+    assert str(table).split("\non ")[0] == str(expected).split("\non ")[0]
+    assert (table.rows, table.notes) == (expected.rows, expected.notes)
+
+    exact = plain.double()
+    optimizer = torch.optim.AdamW(exact.parameters(), 1e-2)
+    truth = []
+    for step in range(20):
+        optimizer.zero_grad()
+        loss = exact(text(step))
+        loss.backward()
+        nn.utils.clip_grad_norm_(exact.parameters(), 1.0)
+        optimizer.step()
+        truth.append(loss.item())
+    found, on_cpu, truth = map(
+        torch.tensor, (advance(here, *others, range(20)), advance(*prepared(MAP), range(20)), truth)
+    )
+    rounding = unit_roundoff(torch.bfloat16) * truth.norm()
+    assert (on_cpu - truth).norm() < rounding
+    assert (found - truth).norm() <= FACTOR * (on_cpu - truth).norm() + rounding
 
 
 def test_close_gives_the_plain_model_back():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +13,7 @@ from torch import nn
 import accel
 from accel.devices.cuda import CudaDevice, RocmDevice
 from accel.devices.npu import NpuDevice
+from accel.dispatch import backends
 from accel.precision import Policy
 from accel.precision.policy import PRESETS
 from accel.precision.policy.chip import chip_formats
@@ -76,8 +79,15 @@ float8_e4m3fn:1x128 by float8_e4m3fn:1x128    computed natively, one product for
 float32                                       computed natively                                                                  1 module"""  # noqa: E501
 
 
+def suppose_kernels_run_on(monkeypatch, *device_types):
+    """Whatever real hardware they have run on by now."""
+    specs = [replace(spec, proven_on=frozenset(device_types)) for spec in backends("scaled_matmul")]
+    monkeypatch.setattr("accel.precision.policy.chip.backends", lambda _: specs)
+
+
 class TestTable:
-    def test_is_printed_whole(self):
+    def test_is_printed_whole(self, monkeypatch):
+        suppose_kernels_run_on(monkeypatch, "npu")
         explanation = Policy.parse("fp8_block,output=f32; norm=f32").explain(Lm(), "950")
         assert str(explanation) == WHOLE
 
@@ -351,11 +361,41 @@ class TestChips:
         text = str(Policy.parse("fp8_rowwise").explain(nn.Linear(16, 16), "910B2"))
         assert "on Ascend910B2:" in text
         assert "stored as bytes, emulated by a product of wider numbers" in text
+        assert text.endswith("refused there unless its settings say `emulate`")
+        accepted = Policy.parse("fp8_rowwise,emulate").explain(nn.Linear(16, 16), "910B2")
+        assert "refused" not in str(accepted)
         text = str(Policy.parse("bf16").explain(nn.Linear(16, 16), "910A"))
         assert "replaced by float32" in text
 
+    @pytest.mark.parametrize(
+        ("policy", "chip", "kernel"),
+        [
+            ("fp8_block", "sm_90", "scaled_mm"),
+            ("fp8_block", "sm_100", "scaled_mm"),
+            ("mxfp8", "sm_100", "scaled_mm_mx"),
+            ("hif8", "950", "npu"),
+        ],
+    )
+    def test_a_kernel_that_dispatch_does_not_take_by_itself(
+        self, policy, chip, kernel, monkeypatch, caplog
+    ):
+        policy, model = Policy.parse(policy), nn.Linear(16, 16)
+        suppose_kernels_run_on(monkeypatch, "cpu")
+        sentence = f"the kernel {kernel} has never run there: .*scaled_matmul={kernel}, plain PyTo"
+        (line,) = [x for x in str(policy.explain(model, chip)).splitlines() if "never" in x]
+        assert re.match(sentence, line)
+        policy.resolve(model, chip)
+        assert re.search(sentence, caplog.text)
+        suppose_kernels_run_on(monkeypatch, "cuda", "npu")
+        assert "never" not in str(policy.explain(model, chip))
+
+    def test_nothing_is_said_of_kernels_where_nothing_is_native(self, monkeypatch):
+        suppose_kernels_run_on(monkeypatch)
+        for policy, chip in ("fp8_rowwise", "910B2"), ("bf16", "sm_90"), ("hif8", "sm_90"):
+            assert "never" not in str(Policy.parse(policy).explain(nn.Linear(16, 16), chip))
+
     def test_unknown_ones(self):
-        with pytest.raises(accel.DeviceError, match="'abacus' is unknown"):
+        with pytest.raises(accel.DeviceError, match=r"'abacus' is unknown.*not here is.*sm_90"):
             chip_formats("abacus")
         with pytest.raises(ValueError, match="unknown Ascend chip '910C9'"):
             chip_formats("910C9")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 import accel
+from accel.dispatch import backends
 from accel.precision import Policy
 from accel.precision.operand import SLOTS, OperandFormat, Slot
 from accel.precision.policy import Rule
@@ -486,7 +488,9 @@ class TestDevices:
         assert record.levelname == "WARNING"
         assert re.match(r"on cpu .*float8_e4m3fn:row:pow2 is stored as bytes, emul", record.message)
 
-    def test_what_a_chip_computes_is_not_warned_of_but_pieces_are(self, caplog):
+    def test_what_a_chip_computes_is_not_warned_of_but_pieces_are(self, caplog, monkeypatch):
+        specs = [replace(spec, proven_on=spec.devices) for spec in backends("scaled_matmul")]
+        monkeypatch.setattr("accel.precision.policy.chip.backends", lambda _: specs)
         Policy.parse("fp8_block").resolve(Lm(), "sm_90")
         assert caplog.records == []
         Policy.parse("fp8_block").resolve(Lm(), "950")

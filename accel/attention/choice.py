@@ -16,7 +16,12 @@ from torch import Tensor
 from accel import dispatch
 from accel.dispatch import choice_in_force, kernel_for
 from accel_kernels.masks import Mask
-from accel_kernels.segmented_attention.arguments import bias_of, mask_of, request
+from accel_kernels.segmented_attention.arguments import (
+    bias_of,
+    mask_of,
+    request,
+    under_autocast,
+)
 from accel_kernels.segmented_attention.call import Bias
 
 
@@ -120,9 +125,13 @@ def _place(
     needs_grad = torch.is_grad_enabled() and (
         query.requires_grad or key.requires_grad or value.requires_grad
     )
+    # Of a call whose tensors have not been cast yet, as decoding asks.
+    cast = torch._C._is_any_autocast_enabled() and (
+        under_autocast(device.type) and torch.get_autocast_dtype(device.type)
+    )
     return (
         query.shape, key.shape, value.shape, strides[0][3], strides[1][3], strides[2][3],
-        dtype, device, needs_grad, torch.are_deterministic_algorithms_enabled(),
+        dtype, device, cast, needs_grad, torch.are_deterministic_algorithms_enabled(),
         options, mask_key, choice_in_force("segmented_attention"),
     )  # fmt: skip
 

@@ -5,8 +5,8 @@ Such loops call `model(...)`, `loss.backward()`, perhaps a clipping function, an
 at the two ends that all of them share, the model's forward and the optimizer's step:
 
 - the forward runs under the policy's autocast;
-- gradients enter the model multiplied by the loss scale and leave it divided, parameter by
-  parameter, so that whoever looks at a loss or at `parameter.grad` sees unscaled numbers;
+- gradients enter the model multiplied by the loss scale and leave it divided, at its parameters
+  and at its inputs, so that whoever looks at a loss or at a gradient sees unscaled numbers;
 - the step is skipped if a gradient is not finite, as by `Precision.step`.
 """
 
@@ -76,20 +76,22 @@ class Attachment:
                 return plain(*args, **kwargs)
             if torch.is_grad_enabled():
                 self.precision.begin()
+                if scaled:
+                    args, kwargs = self._leaving((args, kwargs))
             with self.precision.autocast():
                 result = plain(*args, **kwargs)
             if not torch.is_grad_enabled():
                 return result
             # Until the step: a backward comes, and checkpointing may compute again in it.
             set_recomputation(self.precision.resolution.compute != torch.float32)
-            return self._scaled(result) if scaled else result
+            return self._entering(result) if scaled else result
 
         self._replace(model, "forward", forward)
         if scaled:
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:
                     _check(name, parameter)
-                    hook = parameter.register_hook(self._unscaled)
+                    hook = parameter.register_hook(self._divided)
                     self._undo.append(hook.remove)
 
     def _attach_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
@@ -109,33 +111,52 @@ class Attachment:
 
         self._replace(optimizer, "step", step)
 
-    def _scaled(self, result: Any) -> Any:
+    def _entering(self, outputs: Any) -> Any:
         """The same, with gradients that enter it multiplied; in float32, where none is lost."""
 
         def scale(item: Any) -> Any:
-            if isinstance(item, Tensor) and item.requires_grad and item.is_floating_point():
-                wide = item.float() if item.dtype == torch.float16 else item
-                return _ScaleGradient.apply(wide, self.precision.loss_scale.factor)
-            return item
+            if not _takes_gradient(item):
+                return item
+            # A tensor of its own, which the loop may change in place.
+            wide = item.float() if item.dtype == torch.float16 else item.clone()
+            wide.register_hook(self._multiplied)
+            return wide
 
-        return pytree.tree_map(scale, result)
+        return pytree.tree_map(scale, outputs)
 
-    def _unscaled(self, gradient: Tensor) -> Tensor:
-        factor = self.precision.loss_scale.factor
-        inverse = 1.0 / factor
-        return gradient * (inverse.to(gradient.device) if isinstance(inverse, Tensor) else inverse)
+    def _leaving(self, inputs: Any) -> Any:
+        """The same, with gradients that leave it divided, for what was computed before."""
+
+        def unscale(item: Any) -> Any:
+            return _Leaving.apply(item, self._divided) if _takes_gradient(item) else item
+
+        return pytree.tree_map(unscale, inputs)
+
+    # Both take the factor of the backward: another forward may have changed that of the forward.
+    def _multiplied(self, gradient: Tensor) -> Tensor:
+        return gradient * self._factor(gradient)
+
+    def _divided(self, gradient: Tensor) -> Tensor:
+        return gradient * (1.0 / self._factor(gradient))
+
+    def _factor(self, gradient: Tensor) -> float | Tensor:
+        factor = self.precision.loss_scale.factor if self._is_active else 1.0
+        return factor.to(gradient.device) if isinstance(factor, Tensor) else factor
 
 
-class _ScaleGradient(torch.autograd.Function):
+class _Leaving(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, factor: float | Tensor) -> Tensor:
-        ctx.factor = factor
+    def forward(ctx: Any, value: Tensor, divided: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.divided = divided
         return value.view_as(value)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        factor = ctx.factor.to(gradient.device) if isinstance(ctx.factor, Tensor) else ctx.factor
-        return gradient * factor, None
+        return ctx.divided(gradient), None
+
+
+def _takes_gradient(item: Any) -> bool:
+    return isinstance(item, Tensor) and item.requires_grad and item.is_floating_point()
 
 
 def attach(
@@ -152,6 +173,11 @@ def attach(
         attached.detach()
         ```
 
+    Under a loss scale, what a loss takes from parameters directly, such as a penalty on weights,
+    must come from the model's forward too: beside it, its gradient would be divided by the scale.
+    From a training forward to the step, `torch.autocast` of the loop's own keeps to the portable
+    table in this thread.
+
     Args:
         precision: Over the loop's model.
         *optimizers: Every optimizer of the loop, before or after the loop wraps it. A checkpoint
@@ -162,8 +188,8 @@ def attach(
         The way back.
 
     Raises:
-        ValueError: There is no optimizer, one is attached already, or, under a loss scale, a
-            parameter is in float16 or sharded.
+        ValueError: There is no optimizer, one is attached already or steps by a closure only, or,
+            under a loss scale, a parameter is in float16 or sharded.
     """
     if not optimizers:
         raise ValueError("attach takes the optimizers of the loop: attach(precision, optimizer)")
@@ -173,6 +199,8 @@ def attach(
         raise ValueError(
             f"this {type(taken[0]).__name__} is attached already: call detach() of that attachment"
         )
+    for optimizer in optimizers:
+        _check_step(optimizer)
     attached = Attachment(precision, max_norm)
     try:
         attached._attach_model(precision.model)
@@ -195,6 +223,16 @@ def _is_attached(item: nn.Module | torch.optim.Optimizer) -> bool:
     name = "forward" if isinstance(item, nn.Module) else "step"
     attachment = getattr(getattr(item, name), _MARK, None)
     return attachment is not None and attachment._is_active
+
+
+def _check_step(optimizer: torch.optim.Optimizer) -> None:
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"{type(optimizer).__name__} calls its closure several times in a step, and gradients "
+            "could be checked for one of them only: train with an optimizer that steps without a "
+            "closure"
+        )
 
 
 def _check(name: str, parameter: nn.Parameter) -> None:

@@ -15,6 +15,7 @@ from accel.devices import Device, current_device, find_device
 from accel.precision.application import Application
 from accel.precision.autocast import portable_autocast, recomputation
 from accel.precision.controller import Controller, ControllerConfig
+from accel.precision.controller.ranks import are_several
 from accel.precision.flagged import step_unless, takes_flag
 from accel.precision.fp8 import LinearState, advance
 from accel.precision.gradients import CLEAN, SATURATED, clip, dense_values, measure, unscale
@@ -317,7 +318,7 @@ class Precision:
         self, config: ControllerConfig, log: str | os.PathLike[str] | None
     ) -> Controller:
         try:
-            if self._group is None and _world_size(None) > 1:
+            if self._group is None and are_several(None):
                 raise ValueError("a controller needs ranks that agree: give a group")
             return Controller(self.layers, config, log=log, group=_group(self._group))
         except BaseException:
@@ -378,7 +379,7 @@ class Precision:
         """The least code of all ranks, and of the chip's own word."""
         if overflow is not None:
             code = torch.where(overflow.to(code.device), code.clamp(max=SATURATED), code)
-        if self._group is not None and _world_size(_group(self._group)) > 1:
+        if self._group is not None and are_several(_group(self._group)):
             distributed.all_reduce(code, distributed.ReduceOp.MIN, _group(self._group))
         return code
 
@@ -414,9 +415,3 @@ def _check_parameters(model: nn.Module, policy: Policy) -> None:
 def _group(group: ProcessGroup | Literal["world"] | None) -> ProcessGroup | None:
     """As torch.distributed takes it, where None means all ranks."""
     return None if isinstance(group, str) else group
-
-
-def _world_size(group: ProcessGroup | None) -> int:
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return 1
-    return distributed.get_world_size(group)

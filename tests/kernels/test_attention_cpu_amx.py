@@ -97,6 +97,20 @@ def test_softcap_and_alibi(draw, softcap, slopes) -> None:
     check(inputs, Call(None, 0.4, softcap=softcap, bias=bias and bias._replace(shift=7)))
 
 
+@pytest.mark.parametrize("slope", [-0.3, -3.0])
+@pytest.mark.parametrize("rows", [96, 100, 5])
+def test_biases_that_grow_with_distance(draw, slope, rows) -> None:
+    """Rows that fill up a strip see nothing, so that their scores cannot overflow."""
+    bias = alibi(torch.tensor([slope]))
+    check(draw((1, 1, 1, rows, 1024, 32, 32), 0.5), Call(None, 0.2, bias=bias, return_lse=True))
+
+
+@pytest.mark.parametrize("softcap", [300.0, 1e4, 1e6, 1e12])
+def test_a_cap_far_above_the_scores_changes_nothing(draw, softcap) -> None:
+    """Where the cap's tanh is small, it must be as exact as where it is not."""
+    check(draw((1, 2, 1, 100, 163, 32, 32)), Call(None, 0.3, softcap=softcap, return_lse=True))
+
+
 @pytest.mark.parametrize("p", [0.1, 0.9])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("mask", [None, window(70, 20)], ids=str)
@@ -205,6 +219,32 @@ def test_any_strides(draw) -> None:
     grads = tuple(g[:, :2] for g in grads)
     copies = [t.contiguous() for t in shared]
     assert same(results(shared, call, grads), results(copies, call, grads))
+
+
+def test_negative_views(draw) -> None:
+    inputs = draw((1, 1, 1, 20, 30, 16, 16))
+    call, grads = Call(causal(), 0.2, return_lse=True), cotangents(inputs)
+    negative = [torch._neg_view(tensor) for tensor in inputs]
+    found = results(negative, call, (torch._neg_view(grads[0]), grads[1]))
+    assert same(found, results([-tensor for tensor in inputs], call, (-grads[0], grads[1])))
+
+
+def test_the_output_is_no_view(draw) -> None:
+    """Also where heads are packed as rows: nobody may change a view of autograd's in place."""
+    out, lse = cpu_amx.forward(*draw((1, 8, 1, 1, 300, 16, 16)), Call(None, 0.2))
+    assert not out._is_view()
+    assert not lse._is_view()
+
+
+def test_a_key_whose_scores_are_all_minus_infinity(draw) -> None:
+    """It has no weight; of rows that only fill up a strip neither, where 0 * inf is NaN."""
+    query, key, value = draw((1, 1, 1, 7, 130, 16, 16))
+    query = query.abs() + 0.1
+    key[:, :, 3] = -torch.inf
+    inputs = [query, key, value]
+    found = results(inputs, Call(None, 0.2), (cotangents(inputs)[0], None))
+    assert all(found[n].isfinite().all() for n in (0, 1, 3, 4))
+    assert not found[4][:, :, 3].any()
 
 
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
@@ -353,6 +393,13 @@ def test_rows_without_a_finite_score_among_many_keys(draw) -> None:
 def test_why_not_without_the_instructions(monkeypatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert "AVX512-BF16" in fresh_reason()
+
+
+def test_code_that_names_it_is_refused_without_the_instructions(draw, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    cpu_amx._library.cache_clear()
+    with pytest.raises(RuntimeError, match=r"needs a CPU with AVX512-BF16.*backend='cpu'"):
+        cpu_amx.forward(*draw((1, 1, 1, 5, 5, 8, 8)), Call(None, 0.2))
 
 
 def test_why_not_without_a_compiler(monkeypatch, tmp_path) -> None:

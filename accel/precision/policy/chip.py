@@ -13,10 +13,13 @@ from torch import nn
 from accel.devices import Device, find_device
 from accel.devices.chips import chip as ascend_chip
 from accel.devices.formats import ScaledProduct, ascend_products, cuda_products
+from accel.dispatch import backends
+from accel.errors import DeviceError
 from accel.precision.operand import GEMMS, OPERANDS, ModulePlan, OperandFormat, Slot
 from accel.precision.policy.formats import DTYPES, format_text
 
 Verdict = Literal["native", "pieces", "emulated", "replaced"]
+REFUSED = "the policy is refused there unless its settings say `emulate`"
 ACCEPTED: frozenset[Verdict] = frozenset({"native", "pieces"})
 _WORDS: dict[Verdict, str] = {
     "native": "computed natively",
@@ -36,11 +39,13 @@ class ChipFormats:
         name: The chip, in words.
         dtypes: Those of float32, bfloat16 and float16 that it computes in.
         products: The scaled 8-bit products that it computes itself.
+        torch_type: Its device type.
     """
 
     name: str
     dtypes: frozenset[torch.dtype]
     products: frozenset[ScaledProduct]
+    torch_type: str
 
 
 class Statement(NamedTuple):
@@ -52,12 +57,15 @@ class Statement(NamedTuple):
             codes in wider numbers; `replaced`: by float32.
         text: The same in words.
         modules: How many modules need it.
+        unproven: The kernel that would compute it natively and has never run on such hardware, so
+            that plain PyTorch computes the same until this kernel is named.
     """
 
     needs: str
     verdict: Verdict
     text: str
     modules: int
+    unproven: str = ""
 
 
 def chip_formats(device: Device | torch.device | str) -> ChipFormats:
@@ -77,9 +85,20 @@ def chip_formats(device: Device | torch.device | str) -> ChipFormats:
             return _nvidia(int(capability[1]), int(capability[2]))
         if device.startswith("Ascend") or device[:1].isdecimal():
             return _ascend(device)
-    found = find_device(device)
+    found = _here(device)
     computes = found.dtypes.compute & frozenset(DTYPES.values())
-    return ChipFormats(f"{found} ({found.name})", computes, found.scaled_products())
+    name = f"{found} ({found.name})"
+    return ChipFormats(name, computes, found.scaled_products(), found.torch_type)
+
+
+def _here(device: Device | torch.device | str) -> Device:
+    try:
+        return find_device(device)
+    except DeviceError as error:
+        raise DeviceError(
+            f"{error}; a chip that is not here is named by its NVIDIA capability (sm_80, sm_90) or "
+            "its Ascend name (910B2, 950)"
+        ) from None
 
 
 def devices_of(model: nn.Module) -> list[torch.device]:
@@ -123,8 +142,31 @@ def _statement(
         verdict: Verdict = "native" if need.dtype in chip.dtypes else "replaced"
         return Statement(format_text(need), verdict, _WORDS[verdict], modules)
     needs = f"{format_text(need[0])} by {format_text(need[1])}"
-    verdict = _verdict(product_of(*need), chip)
-    return Statement(needs, verdict, _WORDS[verdict], modules)
+    wanted = product_of(*need)
+    verdict = _verdict(wanted, chip)
+    unproven = _unproven(wanted, chip) if verdict in ACCEPTED else ""
+    return Statement(needs, verdict, _WORDS[verdict], modules, unproven)
+
+
+def never_run(said: Iterable[Statement]) -> list[str]:
+    """Of kernels that dispatch takes only when they are named, one sentence each."""
+    return [
+        f"the kernel {name} has never run there: until you name it, with "
+        f"ACCEL_BACKEND=scaled_matmul={name}, plain PyTorch computes the same without its speed"
+        for name in dict.fromkeys(one.unproven for one in said if one.unproven)
+    ]
+
+
+def _unproven(wanted: ScaledProduct, chip: ChipFormats) -> str:
+    """The kernel for a product if dispatch takes none for it by itself."""
+    blocks = f"{wanted.left_blocks} by {wanted.right_blocks}"
+    able = [
+        spec
+        for spec in backends("scaled_matmul")
+        if chip.torch_type in spec.devices and blocks in spec.features
+    ]
+    proven = any(chip.torch_type in spec.proven_on for spec in able)
+    return "" if proven or not able else able[0].name
 
 
 def _verdict(wanted: ScaledProduct, chip: ChipFormats) -> Verdict:
@@ -150,10 +192,10 @@ def product_of(left: OperandFormat, right: OperandFormat) -> ScaledProduct:
 def _nvidia(major: int, minor: int) -> ChipFormats:
     dtypes = {torch.float32, torch.float16} | ({torch.bfloat16} if major >= 8 else set())
     name = f"CUDA capability {major}.{minor}"
-    return ChipFormats(name, frozenset(dtypes), cuda_products((major, minor)))
+    return ChipFormats(name, frozenset(dtypes), cuda_products((major, minor)), "cuda")
 
 
 def _ascend(name: str) -> ChipFormats:
     known = ascend_chip(name)
     dtypes = {torch.float32, torch.float16} | ({torch.bfloat16} if known.bfloat16 else set())
-    return ChipFormats(known.soc_name, frozenset(dtypes), ascend_products(known))
+    return ChipFormats(known.soc_name, frozenset(dtypes), ascend_products(known), "npu")

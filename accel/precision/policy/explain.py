@@ -10,7 +10,15 @@ from torch import nn
 
 from accel.devices import Device
 from accel.precision.operand import GEMMS, OPERANDS, Gemm, ModulePlan, OperandFormat, Slot
-from accel.precision.policy.chip import Statement, chip_formats, devices_of, statements
+from accel.precision.policy.chip import (
+    ACCEPTED,
+    REFUSED,
+    Statement,
+    chip_formats,
+    devices_of,
+    never_run,
+    statements,
+)
 from accel.precision.policy.formats import dtype_name, format_text
 from accel.precision.policy.grouping import grouped
 from accel.precision.policy.notes import in_eight_bits, notes_of
@@ -89,6 +97,9 @@ class Explanation:
             yield f"on {chip}:"
             words = [(one.needs, one.text, _modules(one.modules)) for one in said]
             yield table(("format", "is", "for"), words)
+            if not self.policy.emulate and any(one.verdict not in ACCEPTED for one in said):
+                yield REFUSED
+            yield from never_run(said)
 
     def _rules(self) -> Iterator[str]:
         yield ""

@@ -75,7 +75,10 @@ class _Document:
     def policy(self) -> Policy:
         values = self._json() if self.is_json else self._toml()
         if not isinstance(values, dict):
-            raise ValueError(f"{self.path}: a policy is an object with keys {', '.join(_TOP)}")
+            raise ValueError(
+                f"{self.path}: a policy is an object with keys {', '.join(_TOP)}, not a "
+                f"{type(values).__name__}"
+            )
         self._check_keys((), values, _TOP)
         settings = dict(self._settings(values))
         rules = [*self._rules(values.get("rules", [])), *self._types(values.get("types", {}))]
@@ -87,7 +90,7 @@ class _Document:
         try:
             values = json.loads(self.text)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{self.path}, line {error.lineno}: {error.msg}") from None
+            raise ValueError(self._syntax(str(error.lineno), error.msg)) from None
         except RecursionError:
             raise ValueError(f"{self.path}: its lists or objects are nested too deep") from None
         for place, line in json_lines(self.text):
@@ -111,9 +114,8 @@ class _Document:
             values = tomllib.loads(self.text)
         except tomllib.TOMLDecodeError as error:
             found = re.search(r" \(at line (\d+), column \d+\)", str(error))
-            line = f", line {found[1]}" if found else ""
             words = str(error).replace(found[0] if found else "", "")
-            raise ValueError(f"{self.path}{line}: {words}") from None
+            raise ValueError(self._syntax(found[1] if found else "", words)) from None
         except RecursionError:
             raise ValueError(f"{self.path}: its lists or tables are nested too deep") from None
         self.lines = dict(toml_lines(self.text))
@@ -171,10 +173,21 @@ class _Document:
         except ValueError as error:
             raise self._error(place, str(error)) from None
 
+    def _syntax(self, line: str, words: str) -> str:
+        """What a parser said, with the line it is about; both formats quote their texts."""
+        if not line:
+            return f"{self.path}: {words}"
+        text = self.text.split("\n")[int(line) - 1].strip()
+        shown = text if len(text) <= 60 else f"{text[:57]}..."
+        quoted = f" in `{shown}`; text stands in double quotes" if text else ""
+        return f"{self.path}, line {line}: {words}{quoted}"
+
     def _error(self, place: Place, words: str) -> ValueError:
         """With the line of a key, or of the nearest that holds it."""
         start = f"{self.path}"
-        line = next((self.lines[p] for p in _outwards(place) if p in self.lines), None)
+        # The first of several TOML tables with a name that no policy has is where its key stands.
+        places = [*_outwards(place), (*place, 0)]
+        line = next((self.lines[p] for p in places if p in self.lines), None)
         if line is not None:
             start += f", line {line}"
         elif place:

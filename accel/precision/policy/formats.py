@@ -28,8 +28,16 @@ _OPTIONS = "pow2, delayed=STEPS, target=NUMBER, epsilon=NUMBER"
 
 def near(given: str, known: Iterable[str]) -> str:
     """Words that propose the names most like what was given; empty where none is."""
-    found = difflib.get_close_matches(given, list(known), n=3, cutoff=0.5)
+    known = list(known)
+    if has_eight_bits(given) and E4M3.name in known:  # of which there is more than one
+        return f" (did you mean {E4M3}:row or {E5M2}:row?)"
+    found = difflib.get_close_matches(given, known, n=3, cutoff=0.5)
     return f" (did you mean {' or '.join(found)}?)" if found else ""
+
+
+def has_eight_bits(name: str) -> bool:
+    """Whether a name is meant for eight-bit numbers: a format's, or `fp8` and the like."""
+    return SHORT.get(name, name) in FORMATS or name in ("fp8", "float8", "f8")
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -36,7 +36,7 @@ from typing import Any
 import torch
 
 from accel.precision.operand import OperandFormat
-from accel.precision.policy.formats import DTYPES, dtype_name, dtype_named, near
+from accel.precision.policy.formats import DTYPES, dtype_name, dtype_named, has_eight_bits, near
 from accel.precision.policy.policy import Policy
 from accel.precision.policy.presets import PRESETS
 from accel.precision.policy.rule import PLAIN_NAME, Rule, like_a_setting
@@ -64,7 +64,9 @@ def parse_policy(text: str) -> Policy:
         ValueError: It is not understood.
     """
     if not isinstance(text, str):
-        raise TypeError(f"a policy is text such as 'compute=bfloat16', not {text!r}")
+        raise TypeError(
+            f"a policy is text such as 'compute=bfloat16', not {text!r}; Policy.load reads a file"
+        )
     try:
         statements = [part.strip() for part in _split(text, ";\n") if part.strip()]
         settings: dict[str, Any] = {}
@@ -127,7 +129,13 @@ def dtype_or_error(key: str, name: str) -> torch.dtype:
     """
     dtype = dtype_named(name)
     if dtype is None:
-        raise ValueError(f"{key} is one of {', '.join(DTYPES)}, not {name!r}{near(name, DTYPES)}")
+        hint = near(name, DTYPES)
+        if has_eight_bits(name) or name in PRESETS:
+            hint = (
+                "; eight bits are for the operands of products: write a preset such as fp8_rowwise,"
+                " or a rule such as <linear>=float8_e4m3fn:row"
+            )
+        raise ValueError(f"{key} is one of {', '.join(DTYPES)}, not {name!r}{hint}")
     return dtype
 
 
@@ -138,6 +146,8 @@ def preset_or_error(name: str) -> str:
         ValueError: None has.
     """
     if name not in PRESETS:
+        if name.endswith((".toml", ".json")):
+            raise ValueError(f"{name!r} looks like a file, which Policy.load reads; {_EXPECTED}")
         raise ValueError(
             f"{name!r} is no preset: {', '.join(PRESETS)} are{near(name, PRESETS)}; {_EXPECTED}"
         )

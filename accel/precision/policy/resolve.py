@@ -20,6 +20,7 @@ from accel.precision.policy.chip import (
     Statement,
     chip_formats,
     devices_of,
+    never_run,
     statements,
 )
 from accel.precision.policy.families import (
@@ -273,14 +274,16 @@ def _on(resolution: Resolution, chip: ChipFormats) -> Resolution:
         what = "; ".join(f"{one.needs} would be {one.text}" for one in lacking)
         raise DeviceError(
             f"{chip.name} does not compute all that this policy needs: {what}. Accept it by adding "
-            "`emulate` to the policy's settings, as in 'compute=bfloat16,emulate', or choose other "
-            "formats"
+            "`emulate` to the policy's settings, as in 'fp8_rowwise,emulate' or "
+            "'compute=bfloat16,emulate', or choose other formats"
         )
     plans = {name: _replaced(plan, chip) for name, plan in resolution.plans.items()}
     compute = resolution.compute if resolution.compute in chip.dtypes else torch.float32
     for one in said:
         if one.verdict != "native":
             _logger.warning("on %s %s is %s", chip.name, one.needs, one.text)
+    for sentence in never_run(said):
+        _logger.warning("on %s %s", chip.name, sentence)
     told = {**resolution.statements, chip.name: said}
     return replace(resolution, compute=compute, plans=plans, statements=told)
 

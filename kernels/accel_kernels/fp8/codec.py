@@ -42,6 +42,7 @@ def encode(values: Tensor, form: Format, *, saturate: bool = True) -> Tensor:
     values = values.detach()
     if saturate and native.is_usable(values):
         return native.encode_all(values, form)
+    values = values.resolve_neg()
     values = to_odd(values) if values.dtype == torch.float64 else values.to(torch.float32)
     if saturate and form.dtype is not None and values.device.type in _CASTS:
         # torch before 2.12 casts what is beyond E4M3 to NaN, and always to infinity in E5M2.
@@ -70,9 +71,10 @@ def decode(codes: Tensor, form: Format, dtype: torch.dtype = torch.float32) -> T
         if form.dtype is None or codes.dtype != form.dtype:
             raise TypeError(f"codes of {form} are uint8 or {form.dtype}, not {codes.dtype}")
         codes = codes.view(torch.uint8)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         if form.dtype is not None and codes.device.type in _CASTS:
             return codes.view(form.dtype).to(dtype)
+        # Not kept: what is made under FakeTensorMode is of no use after it.
         table = torch.tensor(_values(form), dtype=dtype, device=codes.device)
     else:
         table = _table(form, dtype, codes.device)

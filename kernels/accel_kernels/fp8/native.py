@@ -69,7 +69,7 @@ def is_usable(*tensors: Tensor, codes: bool = False) -> bool:
     for tensor in tensors:
         if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.device.type != "cpu":
             return False
-        if not tensor.numel() or tensor.layout != torch.strided:
+        if not tensor.numel() or tensor.layout != torch.strided or tensor.is_neg():
             return False
     return _library() is not None
 

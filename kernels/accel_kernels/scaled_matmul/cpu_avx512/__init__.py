@@ -130,7 +130,7 @@ def _compute(
         starts = stretch_starts(depth, (steps[0], steps[1]), min(promote or _LONGEST, _LONGEST))
     kept = [torch.tensor(starts)]
     kept += [torch.tensor([start // step for start in starts[:-1]]) for step in steps]
-    added = None if bias is None else bias.detach().to(torch.float32).contiguous()
+    added = None if bias is None else bias.detach().to(torch.float32).resolve_neg().contiguous()
     call = _Call(
         a=_operand(a, powers[0], kept),
         b=_operand(b, powers[1], kept),

@@ -92,9 +92,8 @@ class _Call(ctypes.Structure):
     )  # fmt: skip
 
 
-@functools.cache
-def why_absent() -> str | None:
-    """Why this machine cannot run it; None if it can. Compiles it, the first time."""
+def _unfit() -> str | None:
+    """Why no compiler makes this machine run it; None if one can."""
     machine = platform.machine()
     if machine not in ("x86_64", "AMD64"):
         return f"needs an x86-64 CPU, not {machine}"
@@ -102,6 +101,14 @@ def why_absent() -> str | None:
         return f"is built on Linux only, not on {sys.platform}"
     if not (torch.cpu._is_avx512_supported() and torch.cpu._is_avx512_bf16_supported()):
         return "needs a CPU with AVX512-BF16 (Intel from Cooper Lake, AMD from Zen 4 on)"
+    return None
+
+
+@functools.cache
+def why_absent() -> str | None:
+    """Why this machine cannot run it; None if it can. Compiles it, the first time."""
+    if (reason := _unfit()) is not None:
+        return reason
     try:
         for dtype in _NUMBERS:
             _library(dtype)
@@ -114,6 +121,12 @@ def why_absent() -> str | None:
 
 @functools.cache
 def _library(dtype: torch.dtype) -> ctypes.CDLL:
+    # An exported program names its kernel, and asks nobody whether another machine can run it.
+    if (reason := _unfit()) is not None:
+        raise RuntimeError(
+            f"segmented_attention's backend cpu_amx {reason}; for other machines export a program "
+            "with backend='cpu'"
+        )
     source = Path(__file__).parent / "native" / "attention.c"
     flags = (*_NUMBERS[dtype], *_FLAGS)
     library = ctypes.CDLL(str(compiled_library(source, _WHAT, flags)))
