@@ -38,11 +38,11 @@ from train_lm import LanguageModel, batch  # noqa: E402
 
 from tests.precision_controller_faults import Outlier, Underflow  # noqa: E402
 
-FIRST = 21  # step from which the faults act: just after a reading, the worst for the controller
+FIRST = 21  # step from which the faults act: at the highest learning rate
 FP8 = "fp8_tensorwise,emulate"
-# Often, since in so short a run each spoilt step counts. The budget: one layer's input and another's
-# gradient are each in 2 of its 3 products, and each layer is an eighth of the work: a sixth in all.
-CONFIG = ControllerConfig(interval=4, confirm=2, calm=2, cooldown=20, budget=0.2)
+# Every step, since in so short a run each spoilt one counts. The budget: an input of a layer and a
+# gradient of another, each in 2 of 3 products; a layer is an eighth of the work: a sixth in all.
+CONFIG = ControllerConfig(interval=1, confirm=2, calm=2, cooldown=20, budget=0.2)
 # Name: policy, whether the faults act, whether it is controlled.
 FORMS = {
     "bf16": ("bf16", True, False),

@@ -232,6 +232,83 @@ def test_evaluation_is_autocast_and_nothing_else():
         assert model(**batches()[0])["logits"].dtype == torch.bfloat16
 
 
+def pair(scale):
+    """A model with and one without a policy, the same weights."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    twin = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    twin.load_state_dict(model.state_dict())
+    precision = Precision(model, "compute=float16", loss_scale=DynamicLossScale(scale))
+    return model, twin, precision
+
+
+def near(one, other):
+    """To what float16 rounds."""
+    torch.testing.assert_close(one, other, rtol=2e-2, atol=1e-3)
+
+
+def test_gradients_that_leave_by_the_inputs_are_unscaled():
+    """A generator before a discriminator, or an encoder that the policy does not know."""
+    model, twin, precision = pair(1024.0)
+    attach(precision, torch.optim.SGD(model.parameters()))
+    found = torch.randn(3, 4, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    expected = found.detach().clone().requires_grad_()
+    model(found).square().mean().backward()
+    twin(expected).square().mean().backward()
+    near(found.grad, expected.grad)
+    near(model[0].weight.grad, twin[0].weight.grad)
+
+
+def test_a_model_that_is_called_on_its_own_output():
+    model, twin, precision = pair(1024.0)
+    attach(precision, torch.optim.SGD(model.parameters()))
+    x = torch.ones(3, 4)
+    model(model(model(x))).square().mean().backward()
+    twin(twin(twin(x))).square().mean().backward()
+    near(model[0].weight.grad, twin[0].weight.grad)
+
+
+def test_a_scale_that_changes_between_forward_and_backward():
+    model, twin, precision = pair(2.0**15)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    attach(precision, optimizer)
+    x = torch.ones(3, 4)
+    early = model(x).square().mean()
+    (model(x) * float("inf")).sum().backward()
+    optimizer.step()  # skipped
+    optimizer.zero_grad()
+    late = model(x).square().mean()  # by half the scale
+    assert precision.loss_scale.value == 2.0**14
+    (early + late).backward()
+    (2.0 * twin(x).square().mean()).backward()
+    near(model[0].weight.grad, twin[0].weight.grad)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_loop_may_change_what_the_model_returns(policy):
+    model, precision, optimizer = prepared(policy)
+    attach(precision, optimizer)
+    batch = batches()[0]
+    outputs = model(**batch)
+    outputs["loss"].div_(2.0).backward()
+    halves = [parameter.grad.clone() for parameter in model.parameters()]
+    optimizer.zero_grad()
+    model(**batch)["loss"].backward()
+    for parameter, half in zip(model.parameters(), halves, strict=True):
+        assert torch.equal(parameter.grad, 2.0 * half)
+
+
+def test_a_backward_after_detach_is_unscaled():
+    model, twin, precision = pair(1024.0)
+    attached = attach(precision, torch.optim.SGD(model.parameters()))
+    x = torch.ones(3, 4)
+    loss = model(x).square().mean()
+    attached.detach()
+    loss.backward()
+    twin(x).square().mean().backward()
+    near(model[0].weight.grad, twin[0].weight.grad)
+
+
 class TestMisuse:
     def test_no_optimizer(self):
         _, precision, _ = prepared("compute=float32")
@@ -253,4 +330,10 @@ class TestMisuse:
         precision = Precision(model, "compute=float16")
         with pytest.raises(ValueError, match="weight is in float16"):
             attach(precision, torch.optim.SGD(model.parameters()))
+        assert "forward" not in vars(model)
+
+    def test_an_optimizer_that_steps_by_a_closure_only(self):
+        model, precision, _ = prepared("compute=float32")
+        with pytest.raises(ValueError, match="LBFGS calls its closure"):
+            attach(precision, torch.optim.LBFGS(model.parameters()))
         assert "forward" not in vars(model)

@@ -100,6 +100,24 @@ def test_who_is_asked(device):
     assert takes_flag(torch.optim.SGD(parameters, fused=True), parameters)
 
 
+class AsksAScaler(torch.optim.SGD):
+    """As torch's contract was before `found_inf`, and as GradScaler still serves it."""
+
+    _step_supports_amp_scaling = True
+
+    def step(self, closure=None, grad_scaler=None):
+        assert grad_scaler is None
+        return super().step(closure)
+
+
+def test_an_optimizer_that_asks_a_scaler_is_not_called_for_a_bad_step():
+    weight = nn.Parameter(torch.ones(2))
+    precision = Precision(nn.ParameterList([weight]), "compute=bfloat16")
+    precision.backward(weight.sum() * float("inf"))
+    assert not precision.step(AsksAScaler([weight], lr=0.1))
+    assert torch.equal(weight, torch.ones(2))
+
+
 def test_the_flag_does_not_stay(device):
     model, precision, optimizer = build(device, "AdamW")
     for step in range(3):

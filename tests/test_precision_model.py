@@ -90,7 +90,7 @@ def test_the_map_of_three_types(device):
 
 
 def test_the_map_trains_alike_on_every_device(device):
-    """One table, and loss curves at most twice as far from float64 as the CPU's, plus a rounding."""
+    """One table; losses at most twice as far from float64 as the CPU's, plus a rounding."""
     here, *others = prepared(MAP, device.torch_device)
     policy, plain = Policy.parse(MAP), Model()
     table, expected = policy.explain(here), policy.explain(plain)
@@ -215,6 +215,27 @@ def test_a_log_without_a_controller(tmp_path):
         Precision(Model(), FP8, log=tmp_path / "log")
     with pytest.raises(ValueError, match="nothing to control"):
         Precision(Model(), "bf16", controller=ControllerConfig())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": None}, "model is a Module, not None"),
+        ({"policy": {"linear": "fp16"}}, r"not {'linear': 'fp16'}; Policy.load reads a file"),
+        ({"loss_scale": 1024.0}, "loss_scale is a LossScale, not 1024.0"),
+        ({"controller": True}, "controller is a ControllerConfig, not True"),
+    ],
+)
+def test_arguments_of_other_kinds(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        Precision(**{"model": Model(), "policy": FP8, **arguments})
+
+
+@pytest.mark.parametrize("state", [None, [], {}, {"token.weight": torch.ones(1)}])
+def test_what_is_no_state_of_precision(state):
+    _, precision, _ = prepared("bf16")
+    with pytest.raises(ValueError, match=r"no state of Precision, .*its state_dict"):
+        precision.load_state_dict(state)
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,46 @@ def test_two_optimizers_share_one_scale():
     assert scale.value == 4.0  # one of the two overflowed
 
 
+def doubling(model):
+    """A scale of 8 that doubles after every step."""
+    scale = DynamicLossScale(8.0, growth_interval=1)
+    return Precision(model, "compute=float16", loss_scale=scale)
+
+
+def test_an_optimizer_that_accumulates_over_the_steps_of_another():
+    first, second = nn.Linear(3, 1), nn.Linear(3, 1)
+    precision = doubling(nn.ModuleList([first, second]))
+    often, rarely = (torch.optim.SGD(part.parameters(), lr=0.0) for part in (first, second))
+    data = torch.ones(1, 3)
+    for _ in range(3):
+        precision.backward(first(data).sum() + second(data).sum())
+        assert precision.step(often)
+        often.zero_grad()
+    assert precision.loss_scale.value == 32.0
+    assert precision.step(rarely)
+    assert torch.equal(second.weight.grad, torch.full((1, 3), 3.0))
+
+
+def test_gradients_that_are_kept_over_a_step():
+    model = nn.Linear(3, 1)
+    precision = doubling(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    for n in range(1, 4):
+        precision.backward(model(torch.ones(1, 3)).sum())
+        assert precision.step(optimizer)
+        assert torch.equal(model.weight.grad, torch.full((1, 3), float(n)))
+
+
+def test_a_parameter_of_two_optimizers_is_unscaled_once():
+    model = nn.Linear(3, 1)
+    precision = doubling(model)
+    for optimizer in [torch.optim.SGD(model.parameters(), lr=0.0) for _ in range(2)]:
+        if model.weight.grad is None:
+            precision.backward(model(torch.ones(1, 3)).sum())
+        assert precision.step(optimizer)
+        assert torch.equal(model.weight.grad, torch.ones(1, 3))
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_resumes_bit_identically(device, policy, tmp_path):
     def advance(model, optimizer, precision, data):

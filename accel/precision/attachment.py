@@ -173,8 +173,9 @@ def attach(
         attached.detach()
         ```
 
-    Under a loss scale, what a loss takes from parameters directly, such as a penalty on weights,
-    must come from the model's forward too: beside it, its gradient would be divided by the scale.
+    Under a loss scale, all that a loss takes from parameters must come from the model's forward.
+    A penalty on weights beside it, or a method or module of the model that is called by itself,
+    has its gradient divided by the scale: use `Precision.backward` and `Precision.step` there.
     From a training forward to the step, `torch.autocast` of the loop's own keeps to the portable
     table in this thread.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +14,12 @@ def takes_flag(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter])
     """Whether `step_unless` can be used.
 
     Not in an optimizer's first step, in which torch's fused SGD leaves a momentum uninitialised
-    that it skips to write; and not for sharded parameters, beside which torch refuses a plain flag.
+    that it skips to write; not for sharded parameters, beside which torch refuses a plain flag; and
+    not where an optimizer of the older kind asks a scaler, `step(grad_scaler=...)`, for the flag.
     """
     return (
         getattr(optimizer, "_step_supports_amp_scaling", False)
+        and "grad_scaler" not in inspect.signature(optimizer.step).parameters
         and not any(hasattr(parameter, "device_mesh") for parameter in parameters)
         and (_is_stateless(optimizer) or all(optimizer.state.get(p) for p in parameters))
     )

@@ -80,7 +80,11 @@ class Precision:
     ) -> None:
         self.policy = Policy.parse(policy) if isinstance(policy, str) else policy
         if not isinstance(self.policy, Policy):
-            raise TypeError(f"a policy is a Policy or text like 'compute=bfloat16', not {policy!r}")
+            raise TypeError(
+                f"a policy is a Policy or text like 'compute=bfloat16', not {policy!r}; "
+                "Policy.load reads a file"
+            )
+        _check_kinds(model, loss_scale, controller)
         if log is not None and controller is None:
             raise ValueError("log is where a controller writes: give controller=ControllerConfig()")
         self.model = model
@@ -101,6 +105,8 @@ class Precision:
         self._pending: Tensor | None = None
         self._scaled = self._begun = False
         self._stepped: set[int] = set()
+        # Whose gradients were divided by the scale since the last backward.
+        self._divided: dict[int, nn.Parameter] = {}
         self._application = Application(self.resolution)
         self._application.return_in(model, self.policy)
         self.controller: Controller | None = None
@@ -136,9 +142,11 @@ class Precision:
             raise ValueError(
                 f"backward takes a scalar loss, not one of shape {tuple(loss.shape)}: take its mean"
             )
+        before = self.loss_scale.factor
         self.begin()
         self._scaled = True
         scale = self.loss_scale.factor
+        self._align_kept(before, scale)
         if isinstance(scale, Tensor):
             loss = loss * scale.to(loss.device)
         elif scale != 1.0:
@@ -212,7 +220,7 @@ class Precision:
         with torch.no_grad():
             gradients = [dense_values(parameter) for parameter in parameters]
             overflow = self._device().overflow()
-            unscale(gradients, scale)
+            self._unscale(parameters, gradients, scale)
             measured = measure(gradients, self._places(parameters), max_norm is not None)
             code = self._agreed(measured.code, overflow)
             known = not (self.loss_scale.on_device and takes_flag(optimizer, parameters))
@@ -259,8 +267,12 @@ class Precision:
             ValueError: It was saved under another policy, or is not such a state; nothing has
                 changed then.
         """
-        if set(state) != _STATE:
-            raise ValueError(f"this is no state of Precision: it has {sorted(state)}")
+        if not isinstance(state, Mapping) or set(state) != _STATE:
+            held = sorted(state) if isinstance(state, Mapping) else type(state).__name__
+            raise ValueError(
+                f"this is no state of Precision, which has {sorted(_STATE)}, but {held}: give what "
+                "its state_dict() returned"
+            )
         if state["policy"] != str(self.policy):
             raise ValueError(
                 f"the checkpoint was trained under {state['policy']!r}, this run has "
@@ -313,6 +325,7 @@ class Precision:
         self._pending = None if pending is None else torch.tensor(pending, device="cpu")
         self._scaled = self._begun = False
         self._stepped.clear()
+        self._divided.clear()
 
     def _controlled(
         self, config: ControllerConfig, log: str | os.PathLike[str] | None
@@ -383,6 +396,32 @@ class Precision:
             distributed.all_reduce(code, distributed.ReduceOp.MIN, _group(self._group))
         return code
 
+    def _unscale(
+        self, parameters: list[nn.Parameter], gradients: list[Tensor], scale: float | Tensor
+    ) -> None:
+        """Divide by the scale, once, also what two optimizers share."""
+        pairs = zip(parameters, gradients, strict=True)
+        unscale([gradient for p, gradient in pairs if id(p) not in self._divided], scale)
+        if isinstance(scale, Tensor) or scale != 1.0:
+            self._divided |= {id(p): p for p in parameters}
+
+    @torch.no_grad()
+    def _align_kept(self, before: float | Tensor, now: float | Tensor) -> None:
+        """Give gradients that a new backward adds to the scale of that backward.
+
+        They are there if a loop clears them less often than it steps, and if one of its optimizers
+        accumulates over more batches than another.
+        """
+        kept = [p for p in self._divided.values() if p.grad is not None]
+        if kept:
+            unscale([dense_values(p) for p in kept], 1.0 / now)
+        if now is not before:
+            rest = (p for p in self.model.parameters() if id(p) not in self._divided)
+            kept = [p for p in rest if p.grad is not None]
+            if kept:
+                unscale([dense_values(p) for p in kept], before / now)
+        self._divided.clear()
+
     def _learn(self) -> None:
         """Adjust the scale by the steps since the last backward."""
         if self._pending is None:
@@ -398,6 +437,16 @@ class Precision:
 
 
 _STATE = {"policy", "loss_scale", "steps", "pending", "layers", "controller"}
+
+
+def _check_kinds(model: object, loss_scale: object, controller: object) -> None:
+    for name, value, kind in (
+        ("model", model, nn.Module),
+        ("loss_scale", loss_scale, LossScale),
+        ("controller", controller, ControllerConfig),
+    ):
+        if not isinstance(value, kind) and (value is not None or name == "model"):
+            raise TypeError(f"{name} is a {kind.__name__}, not {value!r}")
 
 
 def _check_parameters(model: nn.Module, policy: Policy) -> None:

@@ -7,7 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from accel_kernels.fp8 import E4M3, E5M2, HIF8, codec, decode, encode, native
+from accel_kernels.fp8 import (
+    E4M3,
+    E5M2,
+    HIF8,
+    Scaling,
+    codec,
+    decode,
+    encode,
+    native,
+    quantize,
+)
 from accel_kernels.fp8.bits import encode_bits, to_odd
 from accel_kernels.fp8.values import value_of
 from tests.kernels.fp8_cases import (
@@ -301,6 +311,31 @@ def test_c_is_used_where_it_can_read_and_not_where_code_is_traced() -> None:
     assert encode(values.to("meta"), E4M3).shape == (5,)
     mapped = torch.func.vmap(lambda x: encode(x, HIF8))(values)
     assert torch.equal(mapped, nearest(values, HIF8, saturate=True))
+
+
+@pytest.mark.parametrize("saturate", [True, False])
+@pytest.mark.parametrize("form", ALL, ids=str)
+def test_views_that_torch_negates_when_they_are_read(form, saturate, path) -> None:
+    """Such as the imaginary part of what `conj` returns: in memory are the other signs."""
+    values = torch.randn(5, 64)
+    view = torch._neg_view(values)
+    assert view.data_ptr() == values.data_ptr()
+    for dtype in (torch.float64, torch.float32):
+        found = encode(torch._neg_view(values.to(dtype)), form, saturate=saturate)
+        assert torch.equal(found, encode(-values.to(dtype), form, saturate=saturate))
+    scaling = Scaling(form, "row")
+    assert torch.equal(quantize(view, scaling).codes, quantize(-values, scaling).codes)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("form", ALL, ids=str)
+def test_nothing_fake_is_kept(form, dtype) -> None:
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+    codec._table.cache_clear()
+    with FakeTensorMode():
+        assert isinstance(decode(torch.empty(3, dtype=torch.uint8), form, dtype), FakeTensor)
+    assert not isinstance(decode(CODES, form, dtype), FakeTensor)
 
 
 def test_without_a_compiler_torch_does_it_and_says_so_once(monkeypatch, caplog, tmp_path) -> None:
