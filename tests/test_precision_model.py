@@ -169,7 +169,7 @@ def test_nan_in_the_loss_at_step_0(caplog):
         loss = model(text(0)) * math.nan
     precision.backward(loss)
     assert not precision.step(optimizer)
-    assert "step 0 skipped: the gradient of token.weight holds nan" in caplog.text
+    assert "step 0 skipped: the loss is nan" in caplog.text
     assert all(
         torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True)
     )

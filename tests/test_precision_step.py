@@ -50,14 +50,38 @@ class TestSkipping:
         model = nn.ModuleDict({"a": nn.Linear(1, 1), "b": nn.Linear(1, 1)})
         precision = Precision(model, "compute=float32")
         optimizer = torch.optim.SGD([*model["b"].parameters(), *model["a"].parameters()])
-        precision.backward(sum((p * float("nan")).sum() for p in model.parameters()))
+        precision.backward(sum(p.sum() for p in model.parameters()))
+        for parameter in model.parameters():
+            parameter.grad.fill_(float("nan"))
         precision.step(optimizer)
         assert precision.last_skipped.parameter == "a.weight"
+
+    @pytest.mark.parametrize("value", ["nan", "inf"])
+    def test_a_loss_that_is_not_finite_is_named_and_forgotten(self, value):
+        weight = nn.Parameter(torch.ones(1))
+        precision = Precision(nn.ParameterList([weight]), "compute=float32")
+        optimizer = torch.optim.SGD([weight])
+        precision.backward(weight.sum())
+        precision.backward((weight * float(value)).sum())
+        assert not precision.step(optimizer)
+        assert str(precision.last_skipped) == f"step 0 skipped: the loss is {value} (loss scale 1)"
+        weight.grad = None
+        precision.backward(weight.sum())
+        weight.grad.fill_(float("inf"))
+        assert not precision.step(optimizer)
+        assert precision.last_skipped.parameter == "0"
+
+    def test_a_loss_that_is_not_finite_and_gradients_that_are(self):
+        weight = nn.Parameter(torch.ones(1))
+        precision = Precision(nn.ParameterList([weight]), "compute=float32")
+        precision.backward(weight.sum() + float("inf"))
+        assert precision.step(torch.optim.SGD([weight]))
 
     def test_a_parameter_that_is_not_the_models(self):
         stranger = nn.Parameter(torch.ones(1))
         precision = Precision(nn.Linear(1, 1), "compute=float32")
-        precision.backward((stranger * float("inf")).sum())
+        precision.backward(stranger.sum())
+        stranger.grad.fill_(float("inf"))
         assert not precision.step(torch.optim.SGD([stranger]))
         assert precision.last_skipped.parameter == "?"
 
@@ -134,7 +158,7 @@ class TestUnusualGradients:
         precision = scaled(table)
         precision.backward(table(torch.tensor([1])).sum() * float("nan"))
         assert not precision.step(torch.optim.SparseAdam(table.parameters()))
-        assert precision.last_skipped.parameter == "weight"
+        assert precision.last_skipped.parameter == "the loss"
 
     def test_empty_frozen_and_unused_parameters(self):
         model = nn.Linear(3, 1)

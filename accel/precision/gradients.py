@@ -8,9 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-# What `Measured.code` holds if every gradient is finite, or a chip that saturates reports overflow.
+# What `Measured.code` holds if every gradient is finite, or a chip that saturates reports overflow;
+# and, plus one for NaN, if the loss was not finite in the first place.
 CLEAN = 2**62
 SATURATED = CLEAN - 1
+LOSS = -2
 
 
 class Measured(NamedTuple):

@@ -19,8 +19,9 @@ class SkippedStep:
 
     Attributes:
         step: Number of `Precision.step` calls before it.
-        parameter: The first whose gradient is not finite, in the model's order; `?` for one that
-            is not the model's, or where a chip that saturates told of an overflow, but not where.
+        parameter: The first whose gradient is not finite, in the model's order; `the loss` if
+            `Precision.backward` was given one that is not; `?` for one that is not the model's, or
+            where a chip that saturates told of an overflow, but not where.
         value: `nan` or `inf`, whichever that gradient holds, or `overflow` where the chip told.
         loss_scale: What the loss had been multiplied by.
     """
@@ -31,11 +32,12 @@ class SkippedStep:
     loss_scale: float
 
     def __str__(self) -> str:
-        cause = (
-            "the device reports an overflow in this backward"
-            if self.value == "overflow"
-            else f"the gradient of {self.parameter} holds {self.value}"
-        )
+        if self.value == "overflow":
+            cause = "the device reports an overflow in this backward"
+        elif self.parameter == "the loss":
+            cause = f"the loss is {self.value}"
+        else:
+            cause = f"the gradient of {self.parameter} holds {self.value}"
         return f"step {self.step} skipped: {cause} (loss scale {self.loss_scale:g})"
 
 
@@ -92,7 +94,7 @@ class StepOutcome:
             name, value = "?", "overflow"
         else:
             place, is_nan = divmod(code, 2)
-            name = self._names[place] if place < len(self._names) else "?"
+            name = "the loss" if place < 0 else ([*self._names, "?"])[min(place, len(self._names))]
             value = "nan" if is_nan else "inf"
         self._skipped = SkippedStep(self._step, name, value, float(scale))
         _logger.warning("%s", self._skipped)

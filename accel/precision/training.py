@@ -18,7 +18,7 @@ from accel.precision.controller import Controller, ControllerConfig
 from accel.precision.controller.ranks import are_several
 from accel.precision.flagged import step_unless, takes_flag
 from accel.precision.fp8 import LinearState, advance
-from accel.precision.gradients import CLEAN, SATURATED, clip, dense_values, measure, unscale
+from accel.precision.gradients import CLEAN, LOSS, SATURATED, clip, dense_values, measure, unscale
 from accel.precision.loss_scale import DynamicLossScale, LossScale, NoLossScale
 from accel.precision.outcome import SkippedStep, StepOutcome
 from accel.precision.policy import Policy
@@ -103,6 +103,7 @@ class Precision:
         # Adjusted at the next backward and not in step: with several optimizers, the second one's
         # gradients carry the same scale as the first one's.
         self._pending: Tensor | None = None
+        self._loss_code: Tensor | None = None
         self._scaled = self._begun = False
         self._stepped: set[int] = set()
         # Whose gradients were divided by the scale since the last backward.
@@ -151,6 +152,7 @@ class Precision:
             loss = loss * scale.to(loss.device)
         elif scale != 1.0:
             loss = loss * scale
+        self._note(loss.detach())
         with self.recomputation():
             loss.backward(**arguments)
 
@@ -192,6 +194,7 @@ class Precision:
         self._learn()
         if self._stepped or not self._begun:
             self._stepped.clear()
+            self._loss_code = None
             self._begun = True
             self._device().clear_overflow()
 
@@ -222,7 +225,7 @@ class Precision:
             overflow = self._device().overflow()
             self._unscale(parameters, gradients, scale)
             measured = measure(gradients, self._places(parameters), max_norm is not None)
-            code = self._agreed(measured.code, overflow)
+            code = self._agreed(self._explained(measured.code), overflow)
             known = not (self.loss_scale.on_device and takes_flag(optimizer, parameters))
             factor = self.loss_scale.factor
             outcome = StepOutcome(self._steps, code, factor, names, known)
@@ -421,6 +424,24 @@ class Precision:
             if kept:
                 unscale([dense_values(p) for p in kept], before / now)
         self._divided.clear()
+
+    def _explained(self, code: Tensor) -> Tensor:
+        """The code, or that of the loss if gradients are not finite because it is not."""
+        if self._loss_code is None:
+            return code
+        return torch.where(
+            code == CLEAN, code, torch.minimum(code, self._loss_code.to(code.device))
+        )
+
+    def _note(self, loss: Tensor) -> None:
+        """Remember, where it is, whether a loss of this step was not finite: the first cause."""
+        if loss.is_floating_point():
+            worst = loss.sum()
+            code = torch.where(worst.isfinite(), CLEAN, LOSS + worst.isnan())
+            before = self._loss_code
+            self._loss_code = (
+                code if before is None else torch.minimum(before.to(code.device), code)
+            )
 
     def _learn(self) -> None:
         """Adjust the scale by the steps since the last backward."""
