@@ -148,11 +148,11 @@ class Precision:
         self._scaled = True
         scale = self.loss_scale.factor
         self._align_kept(before, scale)
+        self._note(loss.detach())
         if isinstance(scale, Tensor):
             loss = loss * scale.to(loss.device)
         elif scale != 1.0:
             loss = loss * scale
-        self._note(loss.detach())
         with self.recomputation():
             loss.backward(**arguments)
 
