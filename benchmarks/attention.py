@@ -3,8 +3,9 @@
     python benchmarks/attention.py [--longest 8192] [--seconds 2] [--only REGEX]
 
 Every form of a case (ours automatic and by each backend, SDPA, the plain formula, on CUDA compiled
-FlexAttention and, where installed, FlashAttention) is timed in turn, round after round, so that
-what else the machine does meets all of them; medians, and the ratio of SDPA's to each. Forward and
+FlexAttention and, where installed, FlashAttention) is timed in turn, round after round, in a new
+order each, so that what else the machine does meets all of them; medians, and the ratio of SDPA's
+to each. Forward and
 backward are timed apart. Memory is the peak over inputs and gradients, in a fresh process each.
 Writes results/attention_MACHINE.json and a page beside it.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import re
 import statistics
 import subprocess
@@ -64,6 +66,7 @@ def measure(case: Case, seconds: float) -> list[dict[str, Any]]:
     torch.set_num_threads(case.threads or threads)
     every = forms(case, device.torch_device)
     found: dict[str, list[list[float]]] = {name: [] for name in every}
+    order, names = random.Random(0), list(every)
     try:
         for form in every.values():
             one_round(device, form, case, given, grad)  # libraries load, code is compiled
@@ -71,8 +74,9 @@ def measure(case: Case, seconds: float) -> list[dict[str, Any]]:
         while len(found["sdpa"]) < LEAST_ROUNDS or (
             time.perf_counter() - begun < seconds and len(found["sdpa"]) < MOST_ROUNDS
         ):
-            for name, form in every.items():
-                found[name].append(one_round(device, form, case, given, grad))
+            order.shuffle(names)  # what went before warms or cools caches and threads
+            for name in names:
+                found[name].append(one_round(device, every[name], case, given, grad))
     finally:
         torch.set_num_threads(threads)
     return rows_of(case, found)

@@ -106,13 +106,16 @@ def kept_directory(name: str, files: Sequence[str], make: Callable[[Path], None]
     return target
 
 
-def compiled_library(source: Path, what: str, flags: Sequence[str] = ()) -> Path:
+def compiled_library(
+    source: Path, what: str, flags: Sequence[str] = (), shared: Sequence[Path] = ()
+) -> Path:
     """The shared library made of one C file.
 
     Args:
         source: The C file; what it includes of its own directory is named `*.h`.
         what: Names it in errors: "the sketch of tensors".
         flags: The compiler's options besides `FLAGS`; libraries (`-lm`) too.
+        shared: Headers of other directories that it includes by their names.
 
     Raises:
         CompileError: It cannot be compiled or kept, or this is no POSIX system.
@@ -120,12 +123,13 @@ def compiled_library(source: Path, what: str, flags: Sequence[str] = ()) -> Path
     if os.name != "posix":
         raise CompileError(f"{what} is compiled on POSIX systems only, and this is {os.name}")
     settings = (*FLAGS, *flags)
-    sources = [source, *sorted(source.parent.glob("*.h"))]
+    sources = [source, *sorted(source.parent.glob("*.h")), *shared]
+    places = [f"-I{place}" for place in dict.fromkeys(path.parent for path in shared)]
     library = f"{source.stem}.so"
 
     def make(scratch: Path) -> None:
-        command = [*find_compiler(what), *FLAGS, str(source), "-o", str(scratch / library), *flags]
-        run_compiler(what, command)
+        target = ["-o", str(scratch / library)]
+        run_compiler(what, [*find_compiler(what), *FLAGS, *places, str(source), *target, *flags])
 
     name = f"{source.stem}-{content_digest(str(settings), sources)}"
     return kept_directory(name, [library], make) / library

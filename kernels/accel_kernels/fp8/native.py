@@ -14,6 +14,7 @@ from torch import Tensor
 from accel_kernels.compiled import CompileError, compiled_library
 from accel_kernels.fp8.formats import E4M3, E5M2, HIF8, Format
 from accel_kernels.fp8.values import value_of
+from accel_kernels.openmp import TEAM_HEADER, use_torch_threads
 
 _logger = logging.getLogger("accel")
 _FLAGS = ("-O3", "-ffp-contract=off", "-fno-trapping-math", "-pthread")
@@ -183,7 +184,8 @@ def _library() -> ctypes.CDLL | None:
     """The compiled functions, or None where they cannot be compiled, which is logged once."""
     try:
         source = Path(__file__).parent / "native" / "codec.c"
-        library = ctypes.CDLL(str(compiled_library(source, "the eight-bit codec", _FLAGS)))
+        made = compiled_library(source, "the eight-bit codec", _FLAGS, [TEAM_HEADER])
+        library = ctypes.CDLL(str(made))
     except OSError as error:  # CompileError among them
         reason = error if isinstance(error, CompileError) else f"it cannot be loaded: {error}"
         _logger.warning("eight-bit codes are made by torch, slower than by C: %s", reason)
@@ -191,6 +193,7 @@ def _library() -> ctypes.CDLL | None:
     for name in ("largest", "encode", "decode", "measure"):
         function = getattr(library, f"accel_fp8_{name}")
         function.argtypes, function.restype = (ctypes.POINTER(_Call),), None
+    use_torch_threads(library)
     return library
 
 

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from accel_kernels import fp8
-from accel_kernels.compiled import CompileError, compiled_library, content_digest
+from accel_kernels.compiled import CompileError, compiled_library
 from accel_kernels.fp8 import Format, Quantized, decode
+from accel_kernels.openmp import TEAM_HEADER, use_torch_threads
 from accel_kernels.scaled_matmul.operators import register, run
 from accel_kernels.scaled_matmul.stretches import Folded, folded, stretch_starts
 
@@ -27,7 +28,6 @@ _FLAGS = (
     "-O3", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma",
     "-ffp-contract=off", "-pthread",
 )  # fmt: skip
-_SHARED = Path(fp8.__file__).parent / "native"
 _WHAT = "the product of eight-bit matrices"
 # Stretches that are summed in one piece; longer ones are cut, which costs nothing.
 _LONGEST = 256
@@ -85,11 +85,9 @@ def why_absent() -> str | None:
 @functools.cache
 def _library() -> ctypes.CDLL:
     source = Path(__file__).parent / "native" / "matmul.c"
-    # What is compiled is named by its sources beside this file and by its flags: so the header of
-    # another directory enters the flags by its content.
-    shared = f"-DSHARED_{content_digest('', [_SHARED / 'threads.h'])}"
-    flags = (*_FLAGS, f"-I{_SHARED}", shared)
-    library = ctypes.CDLL(str(compiled_library(source, _WHAT, flags)))
+    shared = [Path(fp8.__file__).parent / "native" / "threads.h", TEAM_HEADER]
+    library = ctypes.CDLL(str(compiled_library(source, _WHAT, _FLAGS, shared)))
+    use_torch_threads(library)
     library.accel_scaled_matmul.argtypes = (ctypes.POINTER(_Call),)
     library.accel_scaled_matmul.restype = ctypes.c_int
     return library

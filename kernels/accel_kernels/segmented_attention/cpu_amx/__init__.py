@@ -21,6 +21,7 @@ from torch import Tensor
 from accel_kernels import philox
 from accel_kernels.compiled import CompileError, compiled_library
 from accel_kernels.masks import Causal, Mask, Sizes, visibility
+from accel_kernels.openmp import TEAM_HEADER, use_torch_threads
 from accel_kernels.segmented_attention.call import Bias, Call, Dropout, sizes_of
 from accel_kernels.segmented_attention.differentiable import Gradients, Implementation, run
 
@@ -129,7 +130,8 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL:
         )
     source = Path(__file__).parent / "native" / "attention.c"
     flags = (*_NUMBERS[dtype], *_FLAGS)
-    library = ctypes.CDLL(str(compiled_library(source, _WHAT, flags)))
+    library = ctypes.CDLL(str(compiled_library(source, _WHAT, flags, [TEAM_HEADER])))
+    use_torch_threads(library)
     for function in (library.accel_attention_forward, library.accel_attention_backward):
         function.argtypes = (ctypes.POINTER(_Call),)
         function.restype = ctypes.c_int

@@ -5,14 +5,14 @@
 #ifndef ACCEL_CREW_H
 #define ACCEL_CREW_H
 
-#include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 
+#include "team.h"
 #include "vector.h"
 
-enum { MOST_THREADS = 256, MOST_PHASES = 2 };
+enum { MOST_PHASES = 2 };
 
 struct phase {
     void (*task)(void *job, char *scratch, long index);
@@ -33,7 +33,7 @@ INLINE void pause_for(long *rounds) {
     else sched_yield();
 }
 
-static void *work(void *given) {
+static void work(void *given) {
     struct crew *crew = given;
     char *scratch = crew->scratch + crew->bytes * (size_t)atomic_fetch_add(&crew->members, 1);
     for (int p = 0; p < MOST_PHASES; p++) {
@@ -45,7 +45,6 @@ static void *work(void *given) {
         }
         while (atomic_load(&phase->done) < phase->count) pause_for(&rounds);
     }
-    return NULL;
 }
 
 static void *aligned(size_t bytes) { return aligned_alloc(64, (bytes + 64) / 64 * 64); }
@@ -59,15 +58,11 @@ static void *carve(char **at, long bytes) {
 
 // Returns 0, or -1 if there is no memory. Fewer threads than asked for only take longer.
 static int run_crew(struct crew *crew, long threads) {
-    pthread_t others[MOST_THREADS];
-    long started = 0;
     threads = threads < 1 ? 1 : at_most(threads, MOST_THREADS);
     crew->bytes = (size_t)rounded_up((long)crew->bytes, 4096);
     crew->scratch = aligned(crew->bytes * (size_t)threads);
     if (!crew->scratch) return -1;
-    while (started < threads - 1 && !pthread_create(others + started, NULL, work, crew)) started++;
-    work(crew);
-    for (long i = 0; i < started; i++) pthread_join(others[i], NULL);
+    run_team(work, crew, threads);
     free(crew->scratch);
     return 0;
 }
