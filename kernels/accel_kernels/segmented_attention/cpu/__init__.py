@@ -91,7 +91,8 @@ def _quickly(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor | 
     if is_few(query, key) or (tracked and key.shape[1] == 1 and heads > 1):
         return None
     scale = call.scale
-    lonely = is_lonely(query.shape[0] * heads)
+    length, size = query.shape[2:]
+    lonely = is_lonely(query.shape[0] * heads, length, key.shape[2], size)
     if tracked and lonely and query.shape[2] > BLOCK:
         return None  # the forward shares its rows among threads, and need not be made twice
     if tracked and heads == 1 and query.shape[2] >= fused.CUT_ROWS:

@@ -20,6 +20,8 @@ SPLIT_KEYS = 2048
 _SPLITS = 16
 # Query rows that are one task of aten's forward, where there are few.
 BLOCK = 32
+# Multiplications that MKL does on one thread: of 1,512 shapes the smallest that it shared had 680.
+_ALONE = 256
 
 
 def attend(
@@ -35,7 +37,8 @@ def attend(
     aten gives such a row the log-sum-exp 0 and the output 0, which a row may have by right. Rows
     with both are therefore looked at again.
     """
-    if rows.shape[2] <= BLOCK and is_lonely(rows.shape[0] * rows.shape[1]):
+    length, size = rows.shape[2:]
+    if length <= BLOCK and is_lonely(rows.shape[0] * rows.shape[1], length, keys.shape[2], size):
         twice = (tensor.expand(2, -1, -1, -1) for tensor in (rows, keys, values))
         out, lse = aten(*twice, 0.0, diagonal, attn_mask=added, scale=scale)
         out, lse = out[:1], lse[:1]
@@ -46,13 +49,14 @@ def attend(
     return out, lse
 
 
-def is_lonely(tasks: int) -> bool:
+def is_lonely(tasks: int, length: int, keys: int, size: int) -> bool:
     """Whether a call would leave its threads to MKL, whose sums depend on their number.
 
     With one task aten starts no threads of its own, and the library that multiplies does. Such a
     call is made for two equal entries, on two threads: as quick, and the same to the bit as on one.
+    MKL itself uses one thread for the smallest products.
     """
-    return tasks == 1 and torch.get_num_threads() > 1
+    return tasks == 1 and length * keys * size > _ALONE and torch.get_num_threads() > 1
 
 
 def is_few(rows: Tensor, keys: Tensor) -> bool:

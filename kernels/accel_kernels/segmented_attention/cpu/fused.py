@@ -144,7 +144,8 @@ def _differentiate(
     plain = added is None and not diagonal
     if plain and heads == 1 and query.shape[2] >= CUT_ROWS and query.shape[2] % 2 == 0:
         return _differentiate_halves(*inputs, scale)
-    if is_lonely(query.shape[0] * key.shape[1]):
+    length, size = query.shape[2:]
+    if is_lonely(query.shape[0] * key.shape[1], length, key.shape[2], size):
         twice = [tensor.expand(2, *tensor.shape[1:]) for tensor in inputs]
         found = _backward(*twice, 0.0, diagonal, attn_mask=added, scale=scale)
         return found[0][:1], found[1][:1], found[2][:1]
