@@ -123,7 +123,7 @@ def test_no_heads(backend) -> None:
 
 def test_two_scales_in_compiled_code() -> None:
     def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        return accel.segmented_attention(q, k, v, scale=scale, softcap=3.0 * scale)
+        return accel.segmented_attention(q, k, v, scale=scale, softcap=3.0 * scale, backend="cpu")
 
     torch._dynamo.reset()
     compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
