@@ -308,7 +308,8 @@ def test_the_dispatch_path_traces_whole_on_a_cold_call(backend) -> None:
     """Forward and backward, with the memo empty when tracing begins."""
     torch.compiler.reset()
     dispatch._memo.clear()
-    leaves = [t.requires_grad_() for t in qkv()]
+    # Long enough that traced code, which may not ask whether a kernel is worth it, takes the same.
+    leaves = [torch.randn(1, 2, 130, 4).requires_grad_() for _ in range(3)]
 
     @torch.compile(fullgraph=True, backend="eager")
     def compiled(*tensors: Tensor) -> Tensor:
