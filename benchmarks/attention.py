@@ -5,9 +5,8 @@
 Every form of a case (ours automatic and by each backend, SDPA, the plain formula, on CUDA compiled
 FlexAttention and, where installed, FlashAttention) is timed in turn, round after round, in a new
 order each, so that what else the machine does meets all of them; medians, and the ratio of SDPA's
-to each. Forward and
-backward are timed apart. Memory is the peak over inputs and gradients, in a fresh process each.
-Writes results/attention_MACHINE.json and a page beside it.
+to each. Forward and backward are timed apart. Memory is the peak over inputs and gradients, in a
+fresh process each. Writes results/attention_MACHINE.json and a page beside it.
 """
 
 from __future__ import annotations
