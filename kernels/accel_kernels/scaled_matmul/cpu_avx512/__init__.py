@@ -31,7 +31,7 @@ _FLAGS = (
 _WHAT = "the product of eight-bit matrices"
 # Stretches that are summed in one piece; longer ones are cut, which costs nothing.
 _LONGEST = 256
-# Multiplications that are worth a thread of their own, which takes some 30 µs to start.
+# Multiplications that are worth a thread more, which may have to be woken or started.
 _PER_THREAD = 1 << 24
 
 

@@ -34,7 +34,7 @@ _NUMBERS = {torch.bfloat16: (), torch.float32: ("-DACCEL_FLOAT32",)}
 _EVERYTHING, _CAUSAL, _INTERVALS = range(3)
 # Rows of a packed group of heads, up to which it is packed.
 _FEW_ROWS = 32
-# Multiplications that are worth a thread of their own, which takes some 30 µs to start.
+# Multiplications that are worth a thread more, which may have to be woken or started.
 _PER_THREAD = 1 << 24
 
 
