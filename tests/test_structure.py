@@ -166,7 +166,16 @@ def part_of(module: str) -> str | None:
         return ".".join(["accel", *rest[:1]]) if rest and rest != ["__main__"] else "accel"
     if head != "accel_kernels":
         return None
-    if not rest or rest[0] in {"budgets", "compiled", "fp8", "masks", "openmp", "philox", "sketch"}:
+    if not rest or rest[0] in {
+        "avx512",
+        "budgets",
+        "compiled",
+        "fp8",
+        "masks",
+        "openmp",
+        "philox",
+        "sketch",
+    }:
         return "kernels.shared"
     if rest[0] == "vendor":
         return "kernels.vendor"

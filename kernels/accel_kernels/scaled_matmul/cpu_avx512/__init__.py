@@ -10,24 +10,19 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import platform
-import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from accel_kernels import fp8
+from accel_kernels.avx512 import FLAGS, TRANSPOSE_HEADER, why_unfit
 from accel_kernels.compiled import CompileError, compiled_library
 from accel_kernels.fp8 import Format, Quantized, decode
 from accel_kernels.openmp import TEAM_HEADER, use_torch_threads
 from accel_kernels.scaled_matmul.operators import register, run
 from accel_kernels.scaled_matmul.stretches import Folded, folded, stretch_starts
 
-_FLAGS = (
-    "-O3", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma",
-    "-ffp-contract=off", "-pthread",
-)  # fmt: skip
 _WHAT = "the product of eight-bit matrices"
 # Stretches that are summed in one piece; longer ones are cut, which costs nothing.
 _LONGEST = 256
@@ -66,13 +61,8 @@ class _Call(ctypes.Structure):
 @functools.cache
 def why_absent() -> str | None:
     """Why this machine cannot run it; None if it can. Compiles it, the first time."""
-    machine = platform.machine()
-    if machine not in ("x86_64", "AMD64"):
-        return f"needs an x86-64 CPU, not {machine}"
-    if sys.platform != "linux":
-        return f"is built on Linux only, not on {sys.platform}"
-    if not (torch.cpu._is_avx512_supported() and torch.cpu._is_avx512_bf16_supported()):
-        return "needs a CPU with AVX512-BF16 (Intel from Cooper Lake, AMD from Zen 4 on)"
+    if (reason := why_unfit()) is not None:
+        return reason
     try:
         _library()
     except CompileError as error:
@@ -85,8 +75,8 @@ def why_absent() -> str | None:
 @functools.cache
 def _library() -> ctypes.CDLL:
     source = Path(__file__).parent / "native" / "matmul.c"
-    shared = [Path(fp8.__file__).parent / "native" / "threads.h", TEAM_HEADER]
-    library = ctypes.CDLL(str(compiled_library(source, _WHAT, _FLAGS, shared)))
+    shared = [Path(fp8.__file__).parent / "native" / "threads.h", TEAM_HEADER, TRANSPOSE_HEADER]
+    library = ctypes.CDLL(str(compiled_library(source, _WHAT, FLAGS, shared)))
     use_torch_threads(library)
     library.accel_scaled_matmul.argtypes = (ctypes.POINTER(_Call),)
     library.accel_scaled_matmul.restype = ctypes.c_int

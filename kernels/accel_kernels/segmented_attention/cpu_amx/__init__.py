@@ -11,24 +11,19 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import platform
-import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from accel_kernels import philox
+from accel_kernels.avx512 import FLAGS, TRANSPOSE_HEADER, why_unfit
 from accel_kernels.compiled import CompileError, compiled_library
 from accel_kernels.masks import Causal, Mask, Sizes, visibility
 from accel_kernels.openmp import TEAM_HEADER, use_torch_threads
 from accel_kernels.segmented_attention.call import Bias, Call, Dropout, sizes_of
 from accel_kernels.segmented_attention.differentiable import Gradients, Implementation, run
 
-_FLAGS = (
-    "-O3", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma",
-    "-mbmi2", "-ffp-contract=off", "-lm", "-pthread",
-)  # fmt: skip
 _WHAT = "attention"
 _NUMBERS = {torch.bfloat16: (), torch.float32: ("-DACCEL_FLOAT32",)}
 _EVERYTHING, _CAUSAL, _INTERVALS = range(3)
@@ -93,22 +88,10 @@ class _Call(ctypes.Structure):
     )  # fmt: skip
 
 
-def _unfit() -> str | None:
-    """Why no compiler makes this machine run it; None if one can."""
-    machine = platform.machine()
-    if machine not in ("x86_64", "AMD64"):
-        return f"needs an x86-64 CPU, not {machine}"
-    if sys.platform != "linux":
-        return f"is built on Linux only, not on {sys.platform}"
-    if not (torch.cpu._is_avx512_supported() and torch.cpu._is_avx512_bf16_supported()):
-        return "needs a CPU with AVX512-BF16 (Intel from Cooper Lake, AMD from Zen 4 on)"
-    return None
-
-
 @functools.cache
 def why_absent() -> str | None:
     """Why this machine cannot run it; None if it can. Compiles it, the first time."""
-    if (reason := _unfit()) is not None:
+    if (reason := why_unfit()) is not None:
         return reason
     try:
         for dtype in _NUMBERS:
@@ -123,14 +106,16 @@ def why_absent() -> str | None:
 @functools.cache
 def _library(dtype: torch.dtype) -> ctypes.CDLL:
     # An exported program names its kernel, and asks nobody whether another machine can run it.
-    if (reason := _unfit()) is not None:
+    if (reason := why_unfit()) is not None:
         raise RuntimeError(
             f"segmented_attention's backend cpu_amx {reason}; for other machines export a program "
             "with backend='cpu'"
         )
     source = Path(__file__).parent / "native" / "attention.c"
-    flags = (*_NUMBERS[dtype], *_FLAGS)
-    library = ctypes.CDLL(str(compiled_library(source, _WHAT, flags, [TEAM_HEADER])))
+    flags = (*_NUMBERS[dtype], *FLAGS, "-mbmi2", "-lm")
+    library = ctypes.CDLL(
+        str(compiled_library(source, _WHAT, flags, [TEAM_HEADER, TRANSPOSE_HEADER]))
+    )
     use_torch_threads(library)
     for function in (library.accel_attention_forward, library.accel_attention_backward):
         function.argtypes = (ctypes.POINTER(_Call),)

@@ -4,6 +4,8 @@
 
 #include "vector.h"
 
+#include "transpose.h" // uses macros of vector.h
+
 INLINE int not_finite(__m512i words) {
 #ifdef ACCEL_FLOAT32
     const __m512i exponent = _mm512_set1_epi32(0x7f800000);
@@ -57,31 +59,6 @@ static int pack_pairs(uint32_t *to, long padded, long rows, const number *from, 
             _mm512_storeu_si512(to + r / PAIR * padded + d, both);
         }
     return found;
-}
-
-// 16 vectors of 16 words, rows to columns.
-INLINE void transpose(__m512i x[LANES]) {
-    __m512i y[LANES];
-    UNROLL for (int i = 0; i < LANES; i += 2) {
-        y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
-        y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
-    }
-    UNROLL for (int i = 0; i < LANES; i += 4) {
-        x[i] = _mm512_unpacklo_epi64(y[i], y[i + 2]);
-        x[i + 1] = _mm512_unpackhi_epi64(y[i], y[i + 2]);
-        x[i + 2] = _mm512_unpacklo_epi64(y[i + 1], y[i + 3]);
-        x[i + 3] = _mm512_unpackhi_epi64(y[i + 1], y[i + 3]);
-    }
-    UNROLL for (int i = 0; i < 4; i++) {
-        y[i] = _mm512_shuffle_i32x4(x[i], x[i + 4], 0x88);
-        y[i + 4] = _mm512_shuffle_i32x4(x[i], x[i + 4], 0xdd);
-        y[i + 8] = _mm512_shuffle_i32x4(x[i + 8], x[i + 12], 0x88);
-        y[i + 12] = _mm512_shuffle_i32x4(x[i + 8], x[i + 12], 0xdd);
-    }
-    UNROLL for (int i = 0; i < 8; i++) {
-        x[i] = _mm512_shuffle_i32x4(y[i], y[i + 8], 0x88);
-        x[i + 8] = _mm512_shuffle_i32x4(y[i], y[i + 8], 0xdd);
-    }
 }
 
 // A panel of 64 rows lined up along their width: word [d / PAIR][r] is of column d (and d + 1).
