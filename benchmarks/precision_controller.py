@@ -5,9 +5,10 @@
 Trains examples/precision_convergence.py's model in bfloat16, in tensorwise FP8 without faults, and
 with an outlier channel in one layer's input and a huge row in another's gradient: static, and with
 the controller as it comes. The faults change nothing in bfloat16. They act until two thirds of the
-run, either from its start, or from a third of it on: those that come late have spoilt some steps
-before the next reading. The cost is measured on a wider model, of a step that reads every operand
-against one that does not, interleaved. Writes results/precision_controller.json, and the page of
+run, either from its start, or from a third of it on. A batch whose step the controller withheld is
+trained on again, as a training loop would. The cost is measured on a wider model: of a step that
+reads every operand against one that does not, and of one that does not against one without a
+controller, interleaved. Writes results/precision_controller.json, and the page of
 seed 0's log beside it.
 """
 
@@ -84,16 +85,14 @@ def train(form: str, seed: int, steps: int, log: str) -> dict[str, Any]:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / 20, 1 - step / (steps + 1))
     )
+    withheld = []
     for step in range(steps):
         for fault in faults:
             fault.active = first is not None and first <= step < last
         drawn = batch(training, example.BATCH, example.CONTEXT, seed=seed * 1_000_003 + step)
-        with precision.autocast():
-            loss = model(*drawn)
-        precision.backward(loss)
-        precision.step(optimizer, max_norm=1.0)
+        while not trained(model, precision, optimizer, drawn):
+            withheld.append(str(precision.last_skipped))
         schedule.step()
-        optimizer.zero_grad()
     for fault in faults:
         fault.active = False
     with torch.no_grad(), precision.autocast():
@@ -105,7 +104,31 @@ def train(form: str, seed: int, steps: int, log: str) -> dict[str, Any]:
     if controlled:
         precision.controller.close()
     decided = [one.to_dict() for one in replay(log).decisions] if controlled else []
-    return {"form": form, "seed": seed, "loss": statistics.mean(losses), "decisions": decided}
+    return {
+        "form": form,
+        "seed": seed,
+        "loss": statistics.mean(losses),
+        "decisions": decided,
+        "withheld": withheld,
+    }
+
+
+def trained(
+    model: nn.Module,
+    precision: accel.precision.Precision,
+    optimizer: torch.optim.Optimizer,
+    drawn: tuple[Tensor, Tensor],
+) -> bool:
+    """One step; False if the controller withheld it."""
+    with precision.autocast():
+        loss = model(*drawn)
+    precision.backward(loss)
+    taken = bool(precision.step(optimizer, max_norm=1.0))
+    optimizer.zero_grad()
+    skipped = precision.last_skipped
+    if not taken and not (skipped and skipped.is_withheld):
+        raise RuntimeError(f"the run cannot be judged: {skipped}")
+    return taken
 
 
 def begun_at(begin: float | None, steps: int) -> int | None:
@@ -155,32 +178,34 @@ def decisions_of(runs: list[list[dict[str, Any]]], form: str, steps: int) -> dic
 
 
 def cost(policy: str) -> dict[str, float]:
-    """Share of a step that the statistics take, in percent."""
-    torch.manual_seed(0)
-    model = LanguageModel(103, COST_CONTEXT, COST_WIDTH, 8, 2)
-    config = ControllerConfig()
-    precision = accel.precision.Precision(model, policy, controller=config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    """Share of a step that the controller takes, in percent: readings and what every step has."""
     text = torch.randint(103, (8, COST_CONTEXT + 1))
-    controller = precision.controller
+    config = ControllerConfig()
+    forms = {}
+    for name, controller in (("without", None), ("between", config), ("reading", config)):
+        torch.manual_seed(0)
+        model = LanguageModel(103, COST_CONTEXT, COST_WIDTH, 8, 2)
+        precision = accel.precision.Precision(model, policy, controller=controller)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        forms[name] = (model, precision, optimizer)
 
-    def step(reads: bool) -> float:
-        controller.steps = 0 if reads else 1  # of the interval
-        controller._watch()
+    def step(name: str) -> float:
+        controller = forms[name][1].controller
+        if controller is not None:
+            controller.steps = 0 if name == "reading" else 1  # of the interval
+            controller._watch()
         begun = time.process_time()
-        with precision.autocast():
-            loss = model(text[:, :-1], text[:, 1:])
-        precision.backward(loss)
-        precision.step(optimizer, max_norm=1.0)
-        optimizer.zero_grad()
+        trained(*forms[name], (text[:, :-1], text[:, 1:]))
         return time.process_time() - begun
 
-    pairs = [(step(False), step(True)) for _ in range(COST_PAIRS + 2)][2:]
-    ratio = statistics.median(reading / plain for plain, reading in pairs)
+    rounds = [{name: step(name) for name in forms} for _ in range(COST_PAIRS + 2)][2:]
+    reading = statistics.median(one["reading"] / one["between"] for one in rounds)
+    between = statistics.median(one["between"] / one["without"] for one in rounds)
     return {
-        "step_ms": 1e3 * statistics.median(plain for plain, _ in pairs),
-        "reading_step": ratio,
-        "percent": 100 * (ratio - 1) / config.interval,
+        "step_ms": 1e3 * statistics.median(one["without"] for one in rounds),
+        "reading_step": reading,
+        "between_step": between,
+        "percent": 100 * (between - 1) + 100 * (reading - 1) / config.interval,
     }
 
 

@@ -38,9 +38,9 @@ def ladder(*errors: float) -> dict[int, OperandStatistics]:
 
 
 GOOD = ladder(E4M3, E4M3, E5M2, BF16, 0.0)
-BLOCKS_HELP = ladder(0.3, E4M3, E5M2, BF16, 0.0)
-RANGE_HELPS = ladder(0.3, 0.2, E5M2, BF16, 0.0)
-NO_FP8 = ladder(0.5, 0.5, 0.5, BF16, 0.0)
+BLOCKS_HELP = ladder(0.2, E4M3, E5M2, BF16, 0.0)
+RANGE_HELPS = ladder(0.2, 0.2, E5M2, BF16, 0.0)
+NO_FP8 = ladder(0.2, 0.2, 0.2, BF16, 0.0)
 Source = Callable[[Operand, int], Mapping[int, OperandStatistics]]
 
 
@@ -91,6 +91,37 @@ def test_a_single_bad_reading_changes_nothing() -> None:
     machine = machine_of()
     decided = run(machine, lambda one, step: NO_FP8 if step % 10 < 2 else GOOD, range(100))
     assert decided == []
+
+
+def test_what_fails_by_far_is_promoted_as_soon_as_the_ladder_is_measured() -> None:
+    """The first reading is of its own format alone; nothing waits for more than the second."""
+    machine = machine_of()
+    far = ladder(0.5, 0.5, 0.5, BF16, 0.0)
+    (decision,) = run(machine, only(A, far), range(20))
+    assert (decision.step, decision.after) == (1, 3)
+    assert "(2 readings)" in decision.reason
+
+
+def test_a_step_is_withheld_for_what_fails_by_far_unless_the_budget_refused_it() -> None:
+    machine = machine_of(dataclasses.replace(CONFIG, budget=0.0))
+    far = {0: found(0.3), 1: found(0.3), 2: found(0.5), 3: found(BF16), 4: found()}
+    readings = {A: {0: GOOD[0]}, B: far}
+    assert machine.severe(0, {A: GOOD}) is None
+    assert machine.severe(0, {A: {0: found(0.2)}}) is None, "it fails, but not by far"
+    assert machine.severe(0, {A: {0: found(0.3, measured=0.0)}}) is None, "nothing is known"
+    assert machine.severe(0, readings) == B
+    (refused,) = machine.observe(0, readings, FLOPS)
+    assert refused.kind == "refuse"
+    assert machine.severe(1, readings) is None
+
+
+def test_an_alarm_has_everything_measured_once_in_all_formats() -> None:
+    machine = machine_of()
+    run(machine, lambda one, step: GOOD, range(1))
+    machine.alarm()
+    assert machine.watch(1) == dict.fromkeys((A, B, C), tuple(range(len(RUNGS))))
+    assert run(machine, lambda one, step: GOOD, range(1, 2)) == []
+    assert machine.watch(2) == {}
 
 
 def test_float32_is_the_last_resort() -> None:
@@ -219,9 +250,9 @@ def test_a_much_worse_operand_takes_the_place_of_another() -> None:
 
 def test_a_slightly_worse_operand_does_not() -> None:
     machine = machine_of(dataclasses.replace(CONFIG, budget=0.34))
-    run(machine, only(A, ladder(0.6, 0.6, 0.6, BF16, 0.0)), range(10))
-    worse = ladder(0.8, 0.8, 0.8, BF16, 0.0)
-    decided = run(machine, lambda one, step: {A: NO_FP8, B: worse}.get(one, GOOD), range(10, 20))
+    bad, worse = ladder(0.6, 0.6, 0.6, BF16, 0.0), ladder(0.8, 0.8, 0.8, BF16, 0.0)
+    run(machine, only(A, bad), range(10))
+    decided = run(machine, lambda one, step: {A: bad, B: worse}.get(one, GOOD), range(10, 20))
     assert [(one.operand, one.kind) for one in decided] == [(B, "refuse")]
 
 
@@ -332,7 +363,9 @@ def test_a_state_that_is_not_one_is_refused(change, words) -> None:
         ({"promote": 1.0}, "demote < promote"),
         ({"demote_overflow": 0.0}, "demote_overflow"),
         ({"budget": 1.5}, "share from 0 to 1"),
-        ({"displace": 0.5}, "displace at least 1"),
+        ({"displace": 0.5}, "displace must be at least 1"),
+        ({"withhold": 0.9}, "withhold must be at least 1"),
+        ({"leap": 0.0}, "leap must be at least 1"),
     ],
 )
 def test_a_configuration_out_of_range_is_refused(given, words) -> None:

@@ -14,7 +14,9 @@ import pytest
 import torch
 from torch import distributed, nn
 
+from accel.precision import Precision
 from accel.precision.controller import Controller, ControllerConfig, Operand, replay
+from tests.precision_controller_faults import Outlier
 from tests.process_groups import launched_well, process_group
 
 RANKS = 2
@@ -70,6 +72,29 @@ def training(out: Path) -> Any:
     return found, plain.state_dict()
 
 
+def withheld(out: Path) -> Any:
+    """DDP through `Precision`; between readings a magnitude leaps on rank 1 alone."""
+    rank = distributed.get_rank()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 32, bias=False), nn.Linear(32, 8, bias=False))
+    outlier = Outlier(model[0])
+    config = ControllerConfig(interval=100, budget=0.7)
+    precision = Precision(model, "fp8_tensorwise,emulate", controller=config)
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.AdamW(model.parameters())
+    found = []
+    for step in range(8):
+        outlier.active = rank == 1 and step >= 3
+        optimizer.zero_grad()
+        generator = torch.Generator().manual_seed(1000 * rank + step)
+        with precision.autocast():
+            loss = wrapped(torch.randn(16, 32, generator=generator)).float().square().mean()
+        precision.backward(loss)
+        taken = bool(precision.step(optimizer))
+        found.append((taken, str(precision.last_skipped), precision.state_dict()["controller"]))
+    return found, model.state_dict()
+
+
 def disagreement(out: Path) -> Any:
     fake = beside("log")
     config = ControllerConfig(interval=5 + distributed.get_rank())
@@ -81,7 +106,9 @@ def disagreement(out: Path) -> Any:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("ranks")
-    launched_well(Path(__file__), RANKS, str(out), "different_data", "disagreement", "training")
+    launched_well(
+        Path(__file__), RANKS, str(out), "different_data", "disagreement", "training", "withheld"
+    )
     return out
 
 
@@ -114,6 +141,16 @@ def test_training_under_ddp_keeps_models_and_controllers_identical(results) -> N
     assert {one.operand for one in decided} == set(beside("training").SPOILT)
     assert all(torch.equal(mine[name], other[name]) for name in mine)
     assert list(replay(results / "training.jsonl").decisions) == decided
+
+
+def test_a_leap_on_one_rank_withholds_the_step_of_both(results) -> None:
+    (first, mine), (second, other) = (
+        torch.load(results / f"withheld-{rank}.pt", weights_only=False) for rank in range(RANKS)
+    )
+    assert first == second
+    assert [taken for taken, _, _ in first] == [True] * 3 + [False] * 2 + [True] * 3
+    assert "step 3 skipped: 0/input is far beyond its usual magnitude" in first[3][1]
+    assert all(torch.equal(mine[name], other[name]) for name in mine)
 
 
 def test_ranks_that_control_other_things_are_told_so(results) -> None:

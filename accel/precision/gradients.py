@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 # What `Measured.code` holds if every gradient is finite, or a chip that saturates reports overflow;
-# and, plus one for NaN, if the loss was not finite in the first place.
+# and, plus one for NaN, if the loss was not finite in the first place. From `WITHHELD` on, below
+# `CLEAN`, gradients are finite, but the controller says which operand has spoilt them.
 CLEAN = 2**62
-SATURATED = CLEAN - 1
+WITHHELD = 2**61
+SATURATED = WITHHELD - 1
 LOSS = -2
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from accel.precision.gradients import CLEAN, SATURATED
+from accel.precision.gradients import CLEAN, SATURATED, WITHHELD
 
 _logger = logging.getLogger("accel")
+_WITHHELD = ("leap", "error")  # by the code's last bit
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,11 @@ class SkippedStep:
         step: Number of `Precision.step` calls before it.
         parameter: The first whose gradient is not finite, in the model's order; `the loss` if
             `Precision.backward` was given one that is not; `?` for one that is not the model's, or
-            where a chip that saturates told of an overflow, but not where.
-        value: `nan` or `inf`, whichever that gradient holds, or `overflow` where the chip told.
+            where a chip that saturates told of an overflow, but not where. Where the controller
+            withheld the step, the operand that spoilt it, such as `blocks.0.qkv/input`.
+        value: `nan` or `inf`, whichever that gradient holds; `overflow` where the chip told; of an
+            operand `leap` if its magnitude is far beyond the usual, and `error` if its format was
+            measured to lose its values.
         loss_scale: What the loss had been multiplied by.
     """
 
@@ -31,8 +35,17 @@ class SkippedStep:
     value: str
     loss_scale: float
 
+    @property
+    def is_withheld(self) -> bool:
+        """Whether the gradients were finite, and the controller withheld the step."""
+        return self.value in _WITHHELD
+
     def __str__(self) -> str:
-        if self.value == "overflow":
+        if self.value == "leap":
+            cause = f"{self.parameter} is far beyond its usual magnitude; it is measured next"
+        elif self.value == "error":
+            cause = f"{self.parameter} loses its values in its format"
+        elif self.value == "overflow":
             cause = "the device reports an overflow in this backward"
         elif self.parameter == "the loss":
             cause = f"the loss is {self.value}"
@@ -45,12 +58,26 @@ class StepOutcome:
     """Whether a step was taken: `bool()` of it, which waits for the device if it must.
 
     A skipped step is logged once, when it is known to be one.
+
+    Args:
+        step: Its number.
+        code: int64 `[]`, as `Measured.code`.
+        scale: What the loss had been multiplied by.
+        names: Of the parameters, by their places in the model.
+        operands: Of the controller's operands, by their places among them.
+        known: Whether the code is to be read at once.
     """
 
     def __init__(
-        self, step: int, code: Tensor, scale: float | Tensor, names: list[str], known: bool
+        self,
+        step: int,
+        code: Tensor,
+        scale: float | Tensor,
+        names: list[str],
+        operands: list[str],
+        known: bool,
     ) -> None:
-        self._step, self._names = step, names
+        self._step, self._names, self._operands = step, names, operands
         self._skipped: SkippedStep | None = None
         self._copy: tuple[Tensor, Tensor] | None = None
         self._event: torch.Event | None = None
@@ -90,7 +117,10 @@ class StepOutcome:
     def _settle(self, code: int, scale: Tensor) -> None:
         if code == CLEAN:
             return
-        if code == SATURATED:
+        if code >= WITHHELD:
+            place, is_error = divmod(code - WITHHELD, 2)
+            name, value = self._operands[place], _WITHHELD[is_error]
+        elif code == SATURATED:
             name, value = "?", "overflow"
         else:
             place, is_nan = divmod(code, 2)

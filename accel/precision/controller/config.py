@@ -33,6 +33,11 @@ class ControllerConfig:
         demote_underflow: It passes for a way back at or below this share.
         promote_overflow: It fails where more than this share is beyond the scale and saturates.
         demote_overflow: It passes for a way back at or below this share.
+        withhold: A step is withheld, and a tensor promoted at once, where an eight-bit format has
+            more than this many times the error that makes it fail: weights would learn from noise.
+        leap: A step is withheld, and everything measured in the next, where a tensor's largest
+            magnitude is above this many times what it was lately: what was well scaled then has
+            lost as much of its range. Looked at in every step, readings or not.
         budget: At most this share of the FLOPs of the controlled matrix products above FP8.
         displace: A tensor takes another's place in a full budget if it is this many times as bad.
 
@@ -52,6 +57,8 @@ class ControllerConfig:
     demote_underflow: float = 0.15
     promote_overflow: float = 1e-3
     demote_overflow: float = 1e-4
+    withhold: float = 4.0
+    leap: float = 64.0
     budget: float = 0.2
     displace: float = 2.0
 
@@ -66,11 +73,11 @@ class ControllerConfig:
                 raise ValueError(f"{name} must be a number, not {value!r}")
             if not math.isfinite(value) or value < 0.0:
                 raise ValueError(f"{name} must be finite and not negative, not {value!r}")
-        if self.budget > 1.0 or self.displace < 1.0:
-            raise ValueError(
-                "the budget is a share from 0 to 1 and displace at least 1, not "
-                f"budget={self.budget} and displace={self.displace}"
-            )
+        if self.budget > 1.0:
+            raise ValueError(f"the budget is a share from 0 to 1, not {self.budget}")
+        for name in ("displace", "withhold", "leap"):
+            if getattr(self, name) < 1.0:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for out, back in (
             ("promote", "demote"),
             ("promote_underflow", "demote_underflow"),

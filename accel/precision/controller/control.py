@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor
 
 from accel.precision.controller.config import ControllerConfig
@@ -16,15 +17,18 @@ from accel.precision.controller.machine import Machine
 from accel.precision.controller.ranks import agreed, is_writer, largest
 from accel.precision.controller.statistics import OperandStatistics, joined
 from accel.precision.controller.summary import summary_of
+from accel.precision.controller.tripwire import Guarded, Tripwire
 from accel.precision.operand import OPERANDS, ROLES, ModulePlan, OperandFormat, Role, Slot
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 Readings = dict[Operand, dict[int, OperandStatistics]]
+NO_DOUBT = 2**61
+"""What `Controller.doubt` holds if nothing speaks against a step."""
 
 
-class Layer(Protocol):
+class Layer(Guarded, Protocol):
     """What a controlled layer shows; `accel.precision.fp8.LinearState` does.
 
     Attributes:
@@ -53,7 +57,8 @@ class Layer(Protocol):
 class Controller:
     """Moves each operand of each FP8 layer between formats, by what was measured.
 
-    Call `after_step` once per optimizer step, on every rank. Decisions depend on measurements that
+    Call `after_step` once per optimizer step, on every rank, and before the optimizer's step
+    `doubt`, where steps that are spoilt are not to be taken. Decisions depend on measurements that
     are joined over the ranks, and so are the same on all.
 
     Example:
@@ -98,7 +103,11 @@ class Controller:
         self._layers: dict[str, Layer] = {}
         self._ladders: dict[Operand, Ladder] = {}
         self._last: Readings = {}
+        self._found: tuple[Readings, dict[str, int]] | None = None
         operands = self._controlled(layers)
+        order = [one.operand for one in operands]
+        self._tripwire = Tripwire(self._layers, order, self.config.leap, group)
+        self._places = {operand: place for place, operand in enumerate(order)}
         self._machine = Machine(operands, self.config)
         self._log = Log(log if is_writer(group) else None)
         self._log.begin(self.config, operands, self._machine.state_dict())
@@ -116,7 +125,43 @@ class Controller:
         states = self._machine.states
         return {operand: rungs[operand][state.rung].name for operand, state in states.items()}
 
-    def after_step(self, *, skipped: bool | Callable[[], bool] = False) -> tuple[Decision, ...]:
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        """What is controlled, in the order in which `doubt` counts them."""
+        return tuple(self._places)
+
+    def doubt(self) -> Tensor:
+        """Whether this step's gradients should move weights; asked after the backward.
+
+        Waits for the device in steps that measured, which `after_step` else does.
+
+        Returns:
+            int64 `[]`: `NO_DOUBT`; or of the first operand that spoilt the step twice its place
+            among `operands`, plus one if its format was measured to lose its values. Without the
+            one, its magnitude has leapt: call `alarm` before `after_step`, or before that of the
+            next step where the host does not wait to know.
+        """
+        judged = [
+            operand not in self._watched and self._is_fp8(operand)
+            for operand in self._tripwire.operands
+        ]
+        leapt = self._tripwire.leapt(judged)
+        places = torch.tensor([self._places[one] for one in self._tripwire.operands])
+        codes = torch.where(leapt, 2 * places.to(leapt.device), NO_DOUBT)
+        code = torch.cat([codes, torch.full((1,), NO_DOUBT, device=leapt.device)]).min()
+        if not self._watched:
+            return code
+        severe = self._machine.severe(self.steps, self._readings()[0])
+        return code if severe is None else code.clamp(max=2 * self._places[severe] + 1)
+
+    def alarm(self) -> None:
+        """A magnitude has leapt: the next step measures everything."""
+        self._machine.alarm()
+        self._tripwire.accept()
+
+    def after_step(
+        self, *, skipped: bool | Callable[[], bool] = False, taken: Tensor | None = None
+    ) -> tuple[Decision, ...]:
         """End an optimizer step: read, decide, set formats, and say what the next step measures.
 
         Waits for the device only in steps that measured, one in `config.interval` or fewer as long
@@ -126,6 +171,8 @@ class Controller:
             skipped: The step was not taken since gradients were not finite: the loss scale deals
                 with that, and what was measured of gradients is left out. A function is only
                 called in steps that measured, where waiting for its answer costs nothing more.
+            taken: Bool `[]`, whether the step was taken, after `doubt`; None: `doubt` was not
+                asked.
 
         Returns:
             What was decided, in order.
@@ -133,8 +180,10 @@ class Controller:
         self._log.open()
         step, decisions = self.steps, list[Decision]()
         self.steps += 1
+        if taken is not None:
+            self._tripwire.learn(taken)
         if self._watched:
-            readings, flops = self._read()
+            readings, flops = self._readings()
             if skipped() if callable(skipped) else skipped:
                 readings = {one: found for one, found in readings.items() if one.role != "gradient"}
             self._last.update(readings)
@@ -147,6 +196,7 @@ class Controller:
             self._log.record(step, active, flops, decisions)
             for decision in decisions:
                 self._assign(decision.operand)
+                self._tripwire.forget(decision.operand)
         self._watch()
         return tuple(decisions)
 
@@ -164,6 +214,7 @@ class Controller:
             "steps": self.steps,
             "config": self.config.to_dict(),
             "machine": self._machine.state_dict(),
+            "usual": self._tripwire.state_dict(),
             "log": self._log.state_dict(),
         }
 
@@ -177,7 +228,7 @@ class Controller:
             ValueError: It is not a controller's state, or of another model, policy or
                 configuration, or the log is another one.
         """
-        if set(state) != {"steps", "config", "machine", "log"}:
+        if set(state) != {"steps", "config", "machine", "usual", "log"}:
             raise ValueError(f"the state of a controller is not one of {sorted(state)}")
         if state["config"] != self.config.to_dict():
             raise ValueError(
@@ -185,6 +236,7 @@ class Controller:
                 f"{self.config}; pass the same one"
             )
         self._machine.load_state_dict(state["machine"])
+        self._tripwire.load_state_dict(state["usual"])
         self.steps = state["steps"]
         self._last = {}
         if not self._log.resume(state["log"]):
@@ -220,6 +272,7 @@ class Controller:
 
     def _watch(self) -> None:
         """Tell the layers what the next step measures."""
+        self._found = None
         self._watched = self._machine.watch(self.steps)
         busy = {operand.module for operand in self._watched}
         for name, layer in self._layers.items():
@@ -236,8 +289,17 @@ class Controller:
         else:
             layer.set_probes(role, probes)
 
+    def _is_fp8(self, operand: Operand) -> bool:
+        return self._ladders[operand].rungs[self._machine.states[operand].rung].is_fp8
+
+    def _readings(self) -> tuple[Readings, dict[str, int]]:
+        """What the step measured and the FLOPs of its products, read once."""
+        if self._found is None:
+            self._found = self._read()
+        return self._found
+
     def _read(self) -> tuple[Readings, dict[str, int]]:
-        """What the step measured, joined over ranks: the one wait for the device."""
+        """Joined over ranks: the one wait for the device."""
         tables = [
             self._layers[operand.module].statistics[_role(operand)] for operand in self._watched
         ]

@@ -37,6 +37,15 @@ def severity(
     return max(found.error / (times * rung.floor), found.underflow / under, found.overflow / over)
 
 
+def is_severe(found: OperandStatistics, rung: Rung, config: ControllerConfig) -> bool:
+    """Whether a step with the tensor in that format teaches weights noise.
+
+    Only by the error: values that vanish or saturate without much of one are small or few, and
+    what is not finite is the loss scale's affair.
+    """
+    return rung.is_fp8 and found.error > config.withhold * config.promote * rung.floor
+
+
 def complaint(found: OperandStatistics, rung: Rung, config: ControllerConfig) -> str:
     """What is wrong with a tensor in a format that fails, with the numbers."""
     if rung.is_fp8 and found.nonfinite > 0:

@@ -23,7 +23,7 @@ from accel.precision.controller.state import Reading
 from accel.precision.controller.statistics import OperandStatistics
 from accel.report import check_writable, write_atomically
 
-VERSION = 1
+VERSION = 2
 _DIGITS = 16  # of the digest, in hexadecimal: enough against accidents and careless edits
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from accel.precision.controller.budget import Budget
 from accel.precision.controller.config import ControllerConfig
 from accel.precision.controller.decision import Controlled, Decision, Kind, Operand
-from accel.precision.controller.judge import complaint, percent, severity, state_of
+from accel.precision.controller.judge import complaint, is_severe, percent, severity, state_of
 from accel.precision.controller.state import OperandState, Reading
 
 
@@ -43,20 +43,42 @@ class Machine:
 
         Every `interval` steps all operands: the policy's format where it is in use and passes, the
         whole ladder elsewhere. Between these only operands whose format failed last time and that
-        the budget did not refuse, and beside them those that they might displace.
+        the budget did not refuse, and after an alarm all, and beside them those that they might
+        displace.
         """
         due = step % self.config.interval == 0
         suspicious = {
-            operand for operand, state in self.states.items() if state.bad and step >= state.blocked
+            operand
+            for operand, state in self.states.items()
+            if state.alarm or (state.bad and step >= state.blocked)
         }
         urgent = suspicious | (self._high() if suspicious else set())
         wanted = {}
         for operand, state in self.states.items():
             if due or operand in urgent:
-                is_calm = state.rung == 0 and state.bad == 0
+                is_calm = state.rung == state.bad == state.alarm == 0
                 every = range(len(self.operands[operand].rungs))
                 wanted[operand] = (0,) if is_calm else tuple(every)
         return wanted
+
+    def alarm(self) -> None:
+        """Have every operand measured in the next step, in all its formats."""
+        for state in self.states.values():
+            state.alarm = 1
+
+    def severe(self, step: int, readings: Mapping[Operand, Reading]) -> Operand | None:
+        """The first operand for which a step must be withheld; None if it may be taken.
+
+        One that the budget refused is what it is: training goes on with it.
+        """
+        for operand, reading in readings.items():
+            state, rungs = self.states[operand], self.operands[operand].rungs
+            now = reading.get(state.rung)
+            if now is None or not now.is_known or step < state.blocked:
+                continue
+            if is_severe(now, rungs[state.rung], self.config):
+                return operand
+        return None
 
     def is_idle(self, operand: Operand, reading: Reading) -> bool:
         """Whether a reading would change nothing: one in the policy's format that passes."""
@@ -82,6 +104,7 @@ class Machine:
         """
         self.step, self._flops = step, flops
         for operand, state in self.states.items():
+            state.alarm = 0
             if operand in readings:
                 state.observe(self.operands[operand], readings[operand], self.config)
         decided = [
@@ -143,13 +166,13 @@ class Machine:
             for rung, found in sorted(reading.items())
             if state.rung < rung <= to
         ]
-        reason = "; ".join([f"{said} ({state.bad} readings)", *passed])
+        reason = "; ".join([f"{said} ({_readings(state.bad)})", *passed])
         return self._moved(step, operand, "promote", to, reason)
 
     def _demote(self, step: int, operand: Operand, reading: Reading) -> Decision:
         state, rungs = self.states[operand], self.operands[operand].rungs
         passed = f"{rungs[state.down].name} would have {state_of(reading[state.down])}"
-        reason = f"{passed} ({state.good} readings), {step - state.moved} steps after the change"
+        reason = f"{passed} ({_readings(state.good)}), {step - state.moved} steps after the change"
         return self._moved(step, operand, "demote", state.down, reason)
 
     def _promote_above(
@@ -191,8 +214,8 @@ class Machine:
         share = self._budget.share(self._high() | {operand}, self._flops)
         said = complaint(reading[state.rung], rungs[state.rung], self.config)
         reason = (
-            f"{said} ({state.bad} readings); {rungs[state.up].name} would put {percent(share)} of "
-            f"the FLOPs above FP8, the budget is {percent(self.config.budget)}"
+            f"{said} ({_readings(state.bad)}); {rungs[state.up].name} would put {percent(share)} "
+            f"of the FLOPs above FP8, the budget is {percent(self.config.budget)}"
         )
         state.blocked = step + state.wait(self.config)
         to = self._best_fp8(operand, reading)
@@ -210,7 +233,7 @@ class Machine:
         if to != before:
             state.move(to, step, self.config)
         else:
-            state.bad = state.up = state.good = state.down = 0
+            state.forget()
         return Decision(step, operand, kind, before, to, names, reason, self.share())
 
     def _high(self) -> set[Operand]:
@@ -234,3 +257,7 @@ class Machine:
         rungs = self.operands[operand].rungs
         measured = [rung for rung in sorted(reading) if rungs[rung].is_fp8]
         return min(measured, key=lambda rung: severity(reading[rung], rungs[rung], self.config))
+
+
+def _readings(count: int) -> str:
+    return "1 reading" if count == 1 else f"{count} readings"

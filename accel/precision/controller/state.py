@@ -8,7 +8,7 @@ from typing import Any
 
 from accel.precision.controller.config import ControllerConfig
 from accel.precision.controller.decision import Controlled
-from accel.precision.controller.judge import severity
+from accel.precision.controller.judge import is_severe, severity
 from accel.precision.controller.statistics import OperandStatistics
 
 Reading = Mapping[int, OperandStatistics]  # by rung; a rung that was not measured is missing
@@ -21,6 +21,8 @@ class OperandState:
     Attributes:
         rung: Number of the format it is in.
         bad: Readings in a row in which that format failed.
+        severe: 1 if it failed by far in the last one, else 0.
+        alarm: 1 if it is to be measured in the next step, whatever the interval, else 0.
         up: The lowest rung that passed in all of these that measured it; 0: none was measured.
         good: Readings in a row in which a lower format passed.
         down: The lowest rung that passed in all of these.
@@ -32,6 +34,8 @@ class OperandState:
 
     rung: int = 0
     bad: int = 0
+    severe: int = 0
+    alarm: int = 0
     up: int = 0
     good: int = 0
     down: int = 0
@@ -48,9 +52,10 @@ class OperandState:
         if severity(now, one.rungs[self.rung], config) > 1.0:
             self.good = self.down = 0
             self.bad += 1
+            self.severe = int(is_severe(now, one.rungs[self.rung], config))
             self.up = max(self.up, self._lowest_above(one, reading, config))
             return
-        self.bad = self.up = 0
+        self.bad = self.severe = self.up = 0
         lowest = self._lowest_below(one, reading, config)
         if lowest is None:
             self.good = self.down = 0
@@ -59,7 +64,7 @@ class OperandState:
 
     def wants_up(self, config: ControllerConfig) -> bool:
         """Whether it is to leave its format."""
-        return self.bad >= config.confirm and self.up > self.rung
+        return (self.severe == 1 or self.bad >= config.confirm) and self.up > self.rung
 
     def wants_down(self, step: int, config: ControllerConfig) -> bool:
         """Whether it may come back."""
@@ -80,7 +85,11 @@ class OperandState:
         if rung < self.rung:
             self.demoted = step
         self.rung, self.moved = rung, step
-        self.bad = self.up = self.good = self.down = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Count from the beginning."""
+        self.bad = self.severe = self.up = self.good = self.down = 0
 
     def _lowest_above(self, one: Controlled, reading: Reading, config: ControllerConfig) -> int:
         measured = [rung for rung in reading if rung > self.rung]

@@ -41,9 +41,10 @@ class Operand:
         self._made: dict[OperandFormat, Quantized] = {}
 
     def observe(self) -> None:
-        """Remember the largest magnitude for delayed scaling; measure, if the layer collects."""
+        """Remember the largest magnitude, if it is asked for; measure, if the layer collects."""
         state, role = self.state, self.role
-        if state.history[role].shape[0]:
+        # Weights change slowly, and need no guard.
+        if state.history[role].shape[0] or (state.guarded and role != "weight"):
             pending = state.pending[role]
             pending.copy_(torch.maximum(pending, self._largest()))
         if state.collect and state.probes[role]:

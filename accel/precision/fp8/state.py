@@ -32,6 +32,7 @@ class LinearState:
         promote: Partial sums of a product over that many of K are added apart in float32; None:
             the sum is one.
         collect: Whether forward and backward measure `probes`.
+        guarded: Whether `pending` is kept of inputs and gradients that no delayed scaling needs.
         probes: Formats to measure each operand in, whether it is computed in them or not; at first
             those of eight bits in the plan.
         statistics: Of each operand float32 `[len(probes), 6]`, columns as in the controller's
@@ -55,7 +56,7 @@ class LinearState:
         self.formats: dict[Slot, OperandFormat] = dict(plan.slots)
         self.compute = plan.compute
         self.promote: int | None = None
-        self.collect = False
+        self.collect = self.guarded = False
         self.features = features
         self.rows = 0
         self.device = device
