@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from accel.errors import BackendError
-from accel_kernels import scaled_matmul, segmented_attention
+from accel_kernels import contrastive_loss, scaled_matmul, segmented_attention
 from accel_kernels.spec import REFERENCE, KernelSpec, Operation, Request
 
 ENTRY_POINT_GROUP = "accel.kernels"
@@ -82,7 +82,11 @@ class KernelFailure:
 
 _OPERATIONS: dict[str, Operation] = {
     operation.name: operation
-    for operation in (segmented_attention.OPERATION, scaled_matmul.OPERATION)
+    for operation in (
+        segmented_attention.OPERATION,
+        scaled_matmul.OPERATION,
+        contrastive_loss.OPERATION,
+    )
 }
 _failures: list[KernelFailure] = []
 # Choices, by request or by call; bounded, since sequence lengths are part of either.
@@ -151,17 +155,23 @@ def kernel_for(request: Request, backend: str | None = None) -> Callable[..., An
         ValueError: No kernel has that name.
         BackendError: The named kernel cannot serve, or none can; with the reasons of each.
     """
+    return chosen_for(request, backend)[1]
+
+
+def chosen_for(request: Request, backend: str | None = None) -> tuple[str, Callable[..., Any]]:
+    """As `kernel_for`: the name of the kernel that serves `request`, and the kernel."""
     if torch.compiler.is_compiling():
         # The memo would be a global that the traced code writes and is guarded on.
-        return _choose(request, backend).load()
+        spec = _choose(request, backend)
+        return spec.name, spec.load()
     key = (request, backend, *choice_in_force(request.op))
-    kernel: Callable[..., Any] | None = remembered(key)
-    if kernel is None:
+    found: tuple[str, Callable[..., Any]] | None = remembered(key)
+    if found is None:
         spec = _choose(request, backend)
         _log_skipped(request, spec)
-        kernel = spec.load()
-        remember(key, kernel)
-    return kernel
+        found = spec.name, spec.load()
+        remember(key, found)
+    return found
 
 
 def remembered(key: tuple[Any, ...]) -> Any:

@@ -22,7 +22,6 @@ from accel_kernels.fp8 import (
     Scaling,
     block_amax,
     dequantize,
-    quantization_statistics,
     quantize,
 )
 from accel_kernels.scaled_matmul import SPECS
@@ -92,12 +91,10 @@ def quantizations(size: int, threads: int, rounds: int) -> list[dict[str, Any]]:
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
         values = torch.randn(size, size).to(dtype)
-        whole = quantize(values, RECIPES["tensor"][0])
         forms: Forms = {
             "torch's cast": lambda values=values: values.to(torch.float8_e4m3fn),
             "torch's amax": lambda values=values: values.abs().amax(),
             "amax": lambda values=values: block_amax(values, Scaling(E4M3)),
-            "statistics": lambda values=values, whole=whole: quantization_statistics(values, whole),
         }
         for recipe, (scaling, _) in RECIPES.items():
             forms[recipe] = lambda values=values, scaling=scaling: quantize(values, scaling)

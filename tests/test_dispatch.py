@@ -237,16 +237,17 @@ def test_the_memo_is_used_and_bounded(operation, monkeypatch) -> None:
 
 def test_a_kernel_waits_for_sizes_that_are_worth_it() -> None:
     """Below them it serves who names it, and nobody else."""
-    kernel, short = spec(worth={"length": 8}), request(sizes=(("length", 7),))
+    kernel, short = spec(worth={torch.float32: {"length": 8}}), request(sizes=(("length", 7),))
     assert kernel.why_not(short) == []
     assert kernel.not_proven(short) == ["is worth it from length 8 on, not at 7"]
     assert kernel.not_proven(request(sizes=(("length", 8),))) == []
     assert kernel.not_proven(request()) == []
+    assert kernel.not_proven(short._replace(dtype=torch.bfloat16)) == []
 
 
 def test_traced_code_does_not_ask_whether_sizes_are_worth_it() -> None:
     """One graph serves lengths on both sides."""
-    kernel, chosen = spec(worth={"length": 8}), []
+    kernel, chosen = spec(worth={torch.float32: {"length": 8}}), []
 
     def double(x: Tensor) -> Tensor:
         return x * 2 if kernel.not_proven(request(sizes=(("length", x.shape[0]),))) else x * 3
@@ -309,7 +310,7 @@ def test_the_dispatch_path_traces_whole_on_a_cold_call(backend) -> None:
     torch.compiler.reset()
     dispatch._memo.clear()
     # Long enough that traced code, which may not ask whether a kernel is worth it, takes the same.
-    leaves = [torch.randn(1, 2, 130, 4).requires_grad_() for _ in range(3)]
+    leaves = [torch.randn(1, 2, 514, 4).requires_grad_() for _ in range(3)]
 
     @torch.compile(fullgraph=True, backend="eager")
     def compiled(*tensors: Tensor) -> Tensor:

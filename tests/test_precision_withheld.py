@@ -178,9 +178,9 @@ def test_a_leap_that_the_host_hears_of_late_is_measured_one_step_later() -> None
     run = Run()
     for step in range(3):
         assert run.step(step)
-    controller, hear = run.precision.controller, run.precision._hear
-    watched = []
-    run.precision._hear = lambda outcome, known: hear(outcome, False)
+    controller, withholding = run.precision.controller, run.precision._withholding
+    watched, after_step = [], withholding.after_step
+    withholding.after_step = lambda outcome, taken, known: after_step(outcome, taken, False)
     run.outlier.active = True
     for step in range(3, 6):
         assert not run.step(step)

@@ -31,6 +31,7 @@ from accel.precision.gradients import (
 from accel.precision.loss_scale import DynamicLossScale, LossScale, NoLossScale
 from accel.precision.outcome import SkippedStep, StepOutcome
 from accel.precision.policy import Policy
+from accel.precision.withholding import Withholding
 
 if TYPE_CHECKING:  # some builds of torch have no collectives, and no such name
     from torch.distributed import ProcessGroup
@@ -113,11 +114,6 @@ class Precision:
         # gradients carry the same scale as the first one's.
         self._pending: Tensor | None = None
         self._loss_code: Tensor | None = None
-        # What the controller says against the steps of this backward, for all its optimizers.
-        self._doubt: Tensor | None = None
-        # Outcomes that are not known to the controller yet, and whether one before was a leap.
-        self._told: deque[StepOutcome] = deque()
-        self._leapt = False
         self._scaled = self._begun = False
         self._stepped: set[int] = set()
         # Whose gradients were divided by the scale since the last backward.
@@ -127,6 +123,7 @@ class Precision:
         self.controller: Controller | None = None
         if controller is not None:
             self.controller = self._controlled(controller, log)
+        self._withholding = Withholding(self.controller)
 
     def autocast(self) -> AbstractContextManager[None]:
         """The block for forward and loss: portable autocast; does nothing for float32.
@@ -208,7 +205,8 @@ class Precision:
         self._learn()
         if self._stepped or not self._begun:
             self._stepped.clear()
-            self._loss_code = self._doubt = None
+            self._loss_code = None
+            self._withholding.begin()
             self._begun = True
             self._device().clear_overflow()
 
@@ -234,16 +232,18 @@ class Precision:
         step: Callable[[], Any],
     ) -> StepOutcome:
         names = [name for name, _ in self.model.named_parameters()]
-        operands = [] if self.controller is None else [str(one) for one in self.controller.operands]
         with torch.no_grad():
             gradients = [dense_values(parameter) for parameter in parameters]
             overflow = self._device().overflow()
             self._unscale(parameters, gradients, scale)
             measured = measure(gradients, self._places(parameters), max_norm is not None)
-            code = self._agreed(self._doubted(self._explained(measured.code)), overflow)
+            code = self._withholding.doubted(self._explained(measured.code))
+            code = self._agreed(code, overflow)
             known = not (self.loss_scale.on_device and takes_flag(optimizer, parameters))
             factor = self.loss_scale.factor
-            outcome = StepOutcome(self._steps, code, factor, names, operands, known)
+            outcome = StepOutcome(
+                self._steps, code, factor, names, self._withholding.operands, known
+            )
             if max_norm is not None and (not known or outcome):
                 clip(gradients, measured, max_norm, known)
         finite, taken = code >= WITHHELD, code == CLEAN
@@ -275,7 +275,7 @@ class Precision:
             "steps": self._steps,
             "pending": None if self._pending is None else bool(self._pending),
             "layers": {name: one.state_dict() for name, one in self.layers.items()},
-            "leapt": self._leapt or any(map(_is_leap, self._told)),
+            "leapt": self._withholding.state(),
             "controller": None if self.controller is None else self.controller.state_dict(),
         }
 
@@ -343,8 +343,7 @@ class Precision:
         pending = state["pending"]
         self._steps = state["steps"]
         self._pending = None if pending is None else torch.tensor(pending, device="cpu")
-        self._leapt = state["leapt"]
-        self._told.clear()
+        self._withholding.load(state["leapt"])
         self._scaled = self._begun = False
         self._stepped.clear()
         self._divided.clear()
@@ -364,18 +363,7 @@ class Precision:
         """Close the step of the layers in eight bits, once for all optimizers."""
         if self.layers:
             advance(self.layers.values(), _group(self._group), reduce=self._group is not None)
-        if self.controller is not None:
-            self._hear(outcome, known)
-            self.controller.after_step(skipped=lambda: _is_overflow(outcome), taken=taken)
-
-    def _hear(self, outcome: StepOutcome, known: bool) -> None:
-        """Pass leaps on to the controller; one that the host does not know of a step later."""
-        self._told.append(outcome)
-        while len(self._told) > (0 if known else 1):
-            self._leapt |= _is_leap(self._told.popleft())
-        if self._leapt and self.controller is not None:
-            self.controller.alarm()
-        self._leapt = False
+        self._withholding.after_step(outcome, taken, known)
 
     def _with_gradients(
         self, optimizer: torch.optim.Optimizer, max_norm: float | None
@@ -419,14 +407,6 @@ class Precision:
         """Each one's place in the model; strangers come last."""
         order = {id(parameter): n for n, parameter in enumerate(self.model.parameters())}
         return [order.get(id(parameter), len(order)) for parameter in parameters]
-
-    def _doubted(self, code: Tensor) -> Tensor:
-        """The code, or that of the operand for which the controller withholds the step."""
-        if self.controller is None:
-            return code
-        if self._doubt is None:
-            self._doubt = WITHHELD + self.controller.doubt()
-        return torch.minimum(code, self._doubt.to(code.device))
 
     def _agreed(self, code: Tensor, overflow: Tensor | None) -> Tensor:
         """The least code of all ranks, and of the chip's own word."""
@@ -495,14 +475,6 @@ class Precision:
 
 
 _STATE = {"policy", "loss_scale", "steps", "pending", "layers", "leapt", "controller"}
-
-
-def _is_leap(outcome: StepOutcome) -> bool:
-    return outcome.skipped is not None and outcome.skipped.value == "leap"
-
-
-def _is_overflow(outcome: StepOutcome) -> bool:
-    return outcome.skipped is not None and not outcome.skipped.is_withheld
 
 
 def _check_kinds(model: object, loss_scale: object, controller: object) -> None:

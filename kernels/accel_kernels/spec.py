@@ -56,8 +56,9 @@ class KernelSpec:
         features: What it supports of the operation's features.
         lacks: By device type, the features and dtypes that it does not have there.
         limits: Least and greatest value of named sizes, both included.
-        worth: Least value of named sizes from which it is taken automatically: below, another
-            kernel is as quick. Traced code, which serves many sizes, takes it for all.
+        worth: By dtype, the least value of named sizes from which it is taken automatically:
+            below, another kernel is as quick. Traced code, which serves many sizes, takes it for
+            all.
         requires: Modules that must be installed.
         absent: Says why this machine cannot run it, or None if it can; asked once, when nothing
             else speaks against it.
@@ -77,7 +78,7 @@ class KernelSpec:
     features: frozenset[str] = frozenset()
     lacks: Mapping[str, frozenset[Any]] = field(default_factory=dict, hash=False)
     limits: Mapping[str, tuple[int, int]] = field(default_factory=dict, hash=False)
-    worth: Mapping[str, int] = field(default_factory=dict, hash=False)
+    worth: Mapping[torch.dtype, Mapping[str, int]] = field(default_factory=dict, hash=False)
     requires: tuple[str, ...] = ()
     absent: Callable[[], str | None] | None = None
     differentiable: bool = True
@@ -132,9 +133,10 @@ class KernelSpec:
             reasons.append(f"not yet run on real {request.device} hardware")
         if torch.compiler.is_compiling():
             return reasons  # a size may be a symbol, which a comparison would tie to one side
+        worth = self.worth.get(request.dtype, {})
         for name, size in request.sizes:
-            if size < self.worth.get(name, 0):
-                reasons.append(f"is worth it from {name} {self.worth[name]} on, not at {size}")
+            if size < worth.get(name, 0):
+                reasons.append(f"is worth it from {name} {worth[name]} on, not at {size}")
         return reasons
 
 

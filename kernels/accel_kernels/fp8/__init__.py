@@ -1,4 +1,4 @@
-"""Eight-bit floating-point numbers: formats, codec, scales and their statistics.
+"""Eight-bit floating-point numbers: formats, codec and scales.
 
 Bit-specified: every function says how it rounds and saturates, and gives the same bits on every
 device, compiled or not.
@@ -19,7 +19,6 @@ from accel_kernels.fp8.formats import (
 )
 from accel_kernels.fp8.quantization import dequantize, quantize, straight_through
 from accel_kernels.fp8.scales import block_amax, expand_scales, scales_of
-from accel_kernels.fp8.statistics import quantization_statistics
 
 __all__ = [
     "BLOCKS",
@@ -37,7 +36,6 @@ __all__ = [
     "dequantize",
     "encode",
     "expand_scales",
-    "quantization_statistics",
     "quantize",
     "scales_of",
     "straight_through",

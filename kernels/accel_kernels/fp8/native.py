@@ -23,7 +23,6 @@ _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _FORMATS = {E4M3: 0, E5M2: 1, HIF8: 2}
 # Values of a task, and those that are worth a thread of their own.
 _TASK, _PER_THREAD = 1 << 16, 1 << 19
-_SUMS = 5
 # Values that are encoded on their own are cut into rows, which threads share.
 _ROW = 4096
 
@@ -41,7 +40,7 @@ class _Call(ctypes.Structure):
         ("scale_stride", ctypes.c_int64),
         ("codes", ctypes.c_void_p),
         ("code_stride", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("largest", "table", "sums", "decoded")),
+        *((name, ctypes.c_void_p) for name in ("largest", "table", "decoded")),
     )  # fmt: skip
 
 
@@ -126,24 +125,6 @@ def decode(blocks: Blocks, form: Format, scales: Tensor) -> Tensor:
     return values.t() if turned else values
 
 
-def measure(blocks: Blocks, form: Format, codes: Tensor, scales: Tensor) -> Tensor:
-    """Sums over all values, float64 `[5]`.
-
-    Squares of finite values and of their errors; how many vanish, saturate, are not finite.
-    """
-    blocks, turned = _in_memory_order(blocks)
-    codes, scales = (codes.t(), scales.t()) if turned else (codes, scales)
-    codes, scales = codes.contiguous(), scales.contiguous()
-    call = _call(blocks, form)
-    sums = torch.zeros(-(-blocks.values.shape[0] // call.band), _SUMS, dtype=torch.float64)
-    table = _table(form)
-    call.scales, call.scale_stride = scales.data_ptr(), scales.shape[1]
-    call.codes, call.code_stride = codes.data_ptr(), codes.shape[1]
-    call.table, call.sums = table.data_ptr(), sums.data_ptr()
-    _loaded().accel_fp8_measure(call)
-    return sums.sum(0)
-
-
 def _in_memory_order(blocks: Blocks) -> tuple[Blocks, bool]:
     """With contiguous rows, and whether it was transposed for that."""
     values, high, wide = blocks
@@ -190,7 +171,7 @@ def _library() -> ctypes.CDLL | None:
         reason = error if isinstance(error, CompileError) else f"it cannot be loaded: {error}"
         _logger.warning("eight-bit codes are made by torch, slower than by C: %s", reason)
         return None
-    for name in ("largest", "encode", "decode", "measure"):
+    for name in ("largest", "encode", "decode"):
         function = getattr(library, f"accel_fp8_{name}")
         function.argtypes, function.restype = (ctypes.POINTER(_Call),), None
     use_torch_threads(library)

@@ -119,7 +119,8 @@ SPECS = (
         dtypes=frozenset({torch.bfloat16, torch.float32}),
         priority=30,
         features=_CPU_AMX,
-        worth={"key_length": 128},  # a call costs more than of torch's own operator
+        # A call costs more than one of torch's own operator, which is slow in bfloat16.
+        worth={torch.bfloat16: {"key_length": 128}, torch.float32: {"key_length": 512}},
         proven_on=frozenset({"cpu"}),
     ),
     KernelSpec(

@@ -1,7 +1,7 @@
-// Largest magnitudes of blocks, quantization and its statistics, for matrices in memory.
+// Largest magnitudes of blocks, quantization and its reverse, for matrices in memory.
 //
 // Blocks of `high` by `wide` share a scale; `wide` is 1 (a transposed matrix) or many. Tasks are
-// bands of rows; what several tasks add to is a maximum, or is added up in their order.
+// bands of rows; what several tasks join is a maximum.
 #include "encode.h"
 #include "threads.h"
 
@@ -13,7 +13,7 @@
 #define CLONES
 #endif
 
-enum { STRIP = 1024, RUN = 512, LANES = 8, SUMS = 5 };
+enum { STRIP = 1024 };
 
 struct call {
     const void *values;  // [rows, columns]
@@ -26,7 +26,6 @@ struct call {
     int64_t code_stride;
     uint32_t *largest;    // of each block: bits of float32
     const float *table;   // the value of each code
-    double *sums;         // [bands][SUMS]
     float *decoded;       // [rows, columns]
 };
 
@@ -173,88 +172,6 @@ CLONES static void decode(const void *given, long index) {
     }
 }
 
-// Of RUN values at most: what they are, what became of them, and their scales; then zeros.
-struct pair {
-    _Alignas(64) float known[RUN], back[RUN], scale[RUN];
-};
-
-// Sums in vectors, which the compiler may not make of sums of double by itself.
-typedef double doubles __attribute__((vector_size(8 * LANES)));
-typedef float floats __attribute__((vector_size(4 * LANES), may_alias));
-typedef uint32_t words __attribute__((vector_size(4 * LANES), may_alias));
-
-// Squares of values and of errors; counts of values that vanish, saturate or are not finite.
-struct sums {
-    double size, error, gone, beyond, wrong;
-};
-
-INLINE void load_pair(const struct call *call, int kind, long row, long first, long count,
-                      struct pair *restrict pair) {
-    const float *restrict scales = call->scales + row / call->high * call->scale_stride;
-    const float *restrict table = call->table;
-    const uint8_t *restrict codes = call->codes + row * call->code_stride + first;
-    const void *restrict from = row_of(call, kind, row);
-    memset(pair, 0, sizeof *pair);
-    for (long i = 0, next; i < count; i = next) {
-        next = call->wide == 1 ? i + 1 : (first + i) / call->wide * call->wide + call->wide - first;
-        next = least(next, count);
-        const float scale = scales[(first + i) / call->wide];
-        for (long n = i; n < next; n++) pair->scale[n] = scale;
-    }
-    for (long i = 0; i < count; i++) pair->known[i] = number(kind, from, first + i);
-    for (long i = 0; i < count; i++) pair->back[i] = table[codes[i]] * pair->scale[i];
-}
-
-INLINE void measure_pair(const struct pair *restrict pair, float limit,
-                         struct sums *restrict sums) {
-    doubles squares = {0}, errors = {0};
-    uint32_t gone = 0, beyond = 0, wrong = 0;
-    for (long at = 0; at < RUN; at += LANES) {
-        const words bits = *(const words *)(pair->known + at);
-        const words finite = (words)((bits & MAGNITUDE) < INFINITE);
-        const words back = *(const words *)(pair->back + at) & finite;
-        const doubles known = __builtin_convertvector((floats)(bits & finite), doubles);
-        const doubles error = __builtin_convertvector((floats)back, doubles) - known;
-        squares += known * known;
-        errors += error * error;
-    }
-    for (long i = 0; i < RUN; i++) {
-        const uint32_t size = bits_of(pair->known[i]) & MAGNITUDE;
-        const uint32_t left = bits_of(pair->back[i]) & MAGNITUDE;
-        gone += (size != 0) & (left == 0);
-        beyond += (size < INFINITE) & (float_of(size) > limit * pair->scale[i]);
-        wrong += size >= INFINITE;
-    }
-    for (int i = 0; i < LANES; i++) {
-        sums->size += squares[i];
-        sums->error += errors[i];
-    }
-    sums->gone += gone;
-    sums->beyond += beyond;
-    sums->wrong += wrong;
-}
-
-INLINE void measure_rows(const struct call *call, int kind, long first, long end,
-                         struct sums *sums) {
-    const float limit = call->format == E4M3 ? 464.0f : call->format == E5M2 ? 61440.0f : 40960.0f;
-    struct pair pair;
-    for (long row = first; row < end; row++)
-        for (long c = 0; c < call->columns; c += RUN) {
-            load_pair(call, kind, row, c, least(RUN, call->columns - c), &pair);
-            measure_pair(&pair, limit, sums);
-        }
-}
-
-CLONES static void measure(const void *given, long index) {
-    const struct call *call = given;
-    const long first = index * call->band, end = least(first + call->band, call->rows);
-    struct sums sums = {0};
-    double *to = call->sums + index * SUMS;
-    FOR_KINDS(measure_rows, first, end, &sums)
-    to[0] = sums.size, to[1] = sums.error;
-    to[2] = sums.gone, to[3] = sums.beyond, to[4] = sums.wrong;
-}
-
 static void run(const struct call *call, void (*task)(const void *, long)) {
     run_tasks(task, call, (call->rows + call->band - 1) / call->band, call->threads);
 }
@@ -267,6 +184,3 @@ EXPORT void accel_fp8_encode(const struct call *call) { run(call, encode); }
 
 // Into `decoded`.
 EXPORT void accel_fp8_decode(const struct call *call) { run(call, decode); }
-
-// Into `sums`, which are 0 before.
-EXPORT void accel_fp8_measure(const struct call *call) { run(call, measure); }

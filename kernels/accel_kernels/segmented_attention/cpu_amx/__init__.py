@@ -30,7 +30,7 @@ _EVERYTHING, _CAUSAL, _INTERVALS = range(3)
 # Rows of a packed group of heads, up to which it is packed.
 _FEW_ROWS = 32
 # Multiplications that are worth a thread more, which may have to be woken or started.
-_PER_THREAD = 1 << 24
+_PER_THREAD = 1 << 21
 
 
 class _Rows(ctypes.Structure):
