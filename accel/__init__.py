@@ -14,6 +14,7 @@ from accel.errors import BackendError as BackendError
 from accel.errors import DeviceError as DeviceError
 
 if TYPE_CHECKING:
+    from accel import alignment as alignment
     from accel import attention as attention
     from accel import devices as devices
     from accel import dispatch as dispatch
@@ -53,7 +54,17 @@ if TYPE_CHECKING:
     from accel.dispatch import use_backend as use_backend
 
 _SUBMODULES = frozenset(
-    {"attention", "devices", "dispatch", "numerics", "precision", "report", "simulate", "testing"}
+    {
+        "alignment",
+        "attention",
+        "devices",
+        "dispatch",
+        "numerics",
+        "precision",
+        "report",
+        "simulate",
+        "testing",
+    }
 )
 
 # Where each public name lives. A structure test compares this with the imports above.
@@ -96,6 +107,7 @@ __all__ = [
     "DeviceError",
     "NumericsMode",
     "__version__",
+    "alignment",
     "attention",
     "attention_for_transformers",
     "attention_plan",

@@ -126,6 +126,10 @@ ARROW = {
         "torch", "accel.dispatch", "accel.devices", "accel.distributed", "kernels.op",
         "kernels.shared", "kernels.spec",
     },
+    "accel.alignment": {
+        "torch", "accel.dispatch", "accel.devices", "accel.distributed", "accel.precision",
+        "accel.report", "kernels.op", "kernels.shared", "kernels.spec",
+    },
     "accel.distributed": {"torch", "accel.devices"},
     "accel.precision": {
         "torch", "accel.dispatch", "accel.devices", "accel.report", "kernels.op", "kernels.shared",
@@ -153,7 +157,7 @@ ARROW = {
 }  # fmt: skip
 SHARED_IN_AN_OP = {  # used by several backends, part of the mathematics
     "arguments", "bias", "call", "differentiable", "dropout", "flops", "formula", "operators",
-    "selection", "state", "stretches", "tiles", "workspace",
+    "pairing", "passes", "selection", "state", "stretches", "tiles", "workspace",
 }  # fmt: skip
 
 

@@ -1,0 +1,129 @@
+"""Cross-modal alignment: any number of modalities, exact losses in linear memory."""
+
+from accel.alignment.aligner import Aligner as Aligner
+from accel.alignment.caching import CachedAligner as CachedAligner
+from accel.alignment.caching import cached as cached
+from accel.alignment.collapse import Collapse as Collapse
+from accel.alignment.collapse import CollapseError as CollapseError
+from accel.alignment.collapse import CollapseLimits as CollapseLimits
+from accel.alignment.decay import CosineDecay as CosineDecay
+from accel.alignment.distillation import distillation_loss as distillation_loss
+from accel.alignment.global_batch import first_sample as first_sample
+from accel.alignment.global_batch import sum_over_ranks as sum_over_ranks
+from accel.alignment.health import Health as Health
+from accel.alignment.health import ModalityHealth as ModalityHealth
+from accel.alignment.health import PairHealth as PairHealth
+from accel.alignment.health import alignment_distance as alignment_distance
+from accel.alignment.health import effective_rank as effective_rank
+from accel.alignment.health import mean_cosine as mean_cosine
+from accel.alignment.health import measure_health as measure_health
+from accel.alignment.health import modality_gap as modality_gap
+from accel.alignment.health import modality_health as modality_health
+from accel.alignment.health import uniformity as uniformity
+from accel.alignment.inputs import row_count as row_count
+from accel.alignment.inputs import select_rows as select_rows
+from accel.alignment.inputs import slice_rows as slice_rows
+from accel.alignment.locking import locked as locked
+from accel.alignment.locking import unlock as unlock
+from accel.alignment.loss import contrastive_loss as contrastive_loss
+from accel.alignment.monitor import CollapseMonitor as CollapseMonitor
+from accel.alignment.normalization import normalized as normalized
+from accel.alignment.onnx_export import export_onnx as export_onnx
+from accel.alignment.output import AlignmentOutput as AlignmentOutput
+from accel.alignment.page import TrainingReport as TrainingReport
+from accel.alignment.page import page_of as page_of
+from accel.alignment.page import write_page as write_page
+from accel.alignment.pairing import aligned_pairs as aligned_pairs
+from accel.alignment.pairing import grouped as grouped
+from accel.alignment.pairing import guided as guided
+from accel.alignment.pairing import identities as identities
+from accel.alignment.pairing import matched_pairs as matched_pairs
+from accel.alignment.pairing import with_negatives as with_negatives
+from accel.alignment.projection import LinearProjection as LinearProjection
+from accel.alignment.projection import MlpProjection as MlpProjection
+from accel.alignment.projection_map import ProjectionMap as ProjectionMap
+from accel.alignment.projection_map import principal_map as principal_map
+from accel.alignment.ranking import nearest as nearest
+from accel.alignment.ranking import retrieval_ranks as retrieval_ranks
+from accel.alignment.reading import Reading as Reading
+from accel.alignment.relational import relational_loss as relational_loss
+from accel.alignment.retrieval import BothWays as BothWays
+from accel.alignment.retrieval import PairRetrieval as PairRetrieval
+from accel.alignment.retrieval import Retrieval as Retrieval
+from accel.alignment.retrieval import retrieve as retrieve
+from accel.alignment.retrieval import retrieve_all_pairs as retrieve_all_pairs
+from accel.alignment.retrieval import retrieve_both_ways as retrieve_both_ways
+from accel.alignment.teacher import EMATeacher as EMATeacher
+from accel.alignment.temperature import Bias as Bias
+from accel.alignment.temperature import Temperature as Temperature
+from accel.alignment.zero_shot import ZeroShot as ZeroShot
+from accel.alignment.zero_shot import class_prototypes as class_prototypes
+from accel.alignment.zero_shot import zero_shot_accuracy as zero_shot_accuracy
+from accel_kernels.contrastive_loss.pairing import ABSENT as ABSENT
+from accel_kernels.contrastive_loss.pairing import Guide as Guide
+from accel_kernels.contrastive_loss.pairing import Pairing as Pairing
+
+__all__ = [
+    "ABSENT",
+    "Aligner",
+    "AlignmentOutput",
+    "Bias",
+    "BothWays",
+    "CachedAligner",
+    "Collapse",
+    "CollapseError",
+    "CollapseLimits",
+    "CollapseMonitor",
+    "CosineDecay",
+    "EMATeacher",
+    "Guide",
+    "Health",
+    "LinearProjection",
+    "MlpProjection",
+    "ModalityHealth",
+    "PairHealth",
+    "PairRetrieval",
+    "Pairing",
+    "ProjectionMap",
+    "Reading",
+    "Retrieval",
+    "Temperature",
+    "TrainingReport",
+    "ZeroShot",
+    "aligned_pairs",
+    "alignment_distance",
+    "cached",
+    "class_prototypes",
+    "contrastive_loss",
+    "distillation_loss",
+    "effective_rank",
+    "export_onnx",
+    "first_sample",
+    "grouped",
+    "guided",
+    "identities",
+    "locked",
+    "matched_pairs",
+    "mean_cosine",
+    "measure_health",
+    "modality_gap",
+    "modality_health",
+    "nearest",
+    "normalized",
+    "page_of",
+    "principal_map",
+    "relational_loss",
+    "retrieval_ranks",
+    "retrieve",
+    "retrieve_all_pairs",
+    "retrieve_both_ways",
+    "row_count",
+    "select_rows",
+    "slice_rows",
+    "sum_over_ranks",
+    "uniformity",
+    "unlock",
+    "with_negatives",
+    "write_page",
+    "zero_shot_accuracy",
+]

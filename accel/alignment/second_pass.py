@@ -1,0 +1,228 @@
+"""Encoders run twice, in chunks: once without gradients, once for the gradients of their outputs.
+
+Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup, arXiv
+2101.06983, section 3.2. What is added: whatever a forward depends on is as it was the first time
+(random numbers on any device, autocast, buffers, modes), and it is checked that the second run
+gives what the first gave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
+
+from accel.alignment.inputs import slice_rows
+from accel.alignment.rng import Generators
+from accel.alignment.surroundings import (
+    AutocastState,
+    BufferWatch,
+    Modes,
+    buffers_kept,
+    forget_casts,
+    set_buffers,
+)
+from accel.devices.base import RngState
+
+
+class Task(NamedTuple):
+    """Inputs that one encoder embeds.
+
+    Attributes:
+        modality: Of the encoder.
+        inputs: Its inputs, in rows.
+        bounds: Where chunks begin and end, ascending from 0 to the number of rows.
+    """
+
+    modality: str
+    inputs: Any
+    bounds: list[int]
+
+    def pieces(self) -> list[tuple[slice, Any]]:
+        """Rows of each chunk, and their inputs."""
+        bounds = zip(self.bounds[:-1], self.bounds[1:], strict=True)
+        return [(slice(a, b), slice_rows(self.inputs, a, b)) for a, b in bounds]
+
+
+class Chunk(NamedTuple):
+    """A chunk of a task as it was run first.
+
+    Attributes:
+        random: The generators before it.
+        buffers: What buffers were before it, of those that it changed.
+    """
+
+    random: list[RngState]
+    buffers: dict[str, Tensor]
+
+
+class Replay:
+    """Runs tasks, and runs them again.
+
+    Args:
+        model: Holds the encoders.
+        encode: Embeds inputs of a modality; a method of `model`.
+        tasks: What there is to embed.
+        shared: Parameters that take their gradients themselves while a backward runs, as FSDP2's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        encode: Callable[[str, Any], Tensor],
+        tasks: Sequence[Task],
+        shared: set[nn.Parameter],
+    ) -> None:
+        self.model, self.encode, self.tasks = model, encode, tasks
+        self.trained = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and parameter not in shared
+        }
+        self.shared = [parameter for parameter in shared if parameter.requires_grad]
+        self._chunks: list[list[Chunk]] = []
+
+    def run(self) -> tuple[Tensor, ...]:
+        """The embeddings of every task `[P, dim]`, differentiable by running once more."""
+        if not torch.is_grad_enabled():  # nothing to be had again
+            return tuple(torch.cat([*self._pieces(task)]) for task in self.tasks)
+        outputs: tuple[Tensor, ...] = _Replayed.apply(self, *self.trained.values(), *self.shared)
+        return outputs
+
+    def first(self) -> list[Tensor]:
+        """Run without gradients, and note what that depends on."""
+        self._autocast, self._modes = AutocastState.capture(), Modes(self.model)
+        self._generators = Generators.of(self._tensors())
+        watch = BufferWatch(self.model)
+        self._chunks, outputs = [], []
+        for task in self.tasks:
+            chunks, parts = [], []
+            random = self._generators.states()
+            for part in self._pieces(task):
+                chunks.append(Chunk(random, watch.changed(look=not chunks)))
+                random = self._generators.states()
+                parts.append(part)
+            self._chunks.append(chunks)
+            outputs.append(torch.cat(parts))
+        forget_casts()
+        return outputs
+
+    def again(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor | None]:
+        """Run with gradients, chunk by chunk.
+
+        Args:
+            outputs: What `first` returned.
+            gradients: Of each.
+
+        Returns:
+            Gradients of the parameters `trained`, in their order; None where there is none.
+
+        Raises:
+            RuntimeError: The second run gives other embeddings than the first.
+        """
+        # Aliases of the parameters, so that neither hooks nor gradients of theirs see a part: they
+        # get the whole gradient, once. FSDP2's parameters cannot be replaced.
+        aliases = {name: nn.Parameter(one.detach()) for name, one in self.trained.items()}
+        changed = {name for chunks in self._chunks for chunk in chunks for name in chunk.buffers}
+        apart: list[Tensor] = []
+
+        def body() -> None:
+            for task, chunks, output, gradient in zip(
+                self.tasks, self._chunks, outputs, gradients, strict=True
+            ):
+                apart.append(self._again(task, chunks, output, gradient))
+
+        with self._generators.kept(), buffers_kept(self.model, changed), self._modes.entered():
+            named = {f"model.{name}": alias for name, alias in aliases.items()}
+            functional_call(_Around(self.model), named, (body,))
+        self._check(apart)
+        return [alias.grad for alias in aliases.values()]
+
+    def _pieces(self, task: Task) -> Iterator[Tensor]:
+        for _, inputs in task.pieces():
+            yield self.encode(task.modality, inputs)
+
+    def _again(self, task: Task, chunks: list[Chunk], output: Tensor, gradient: Tensor) -> Tensor:
+        """One task; how far its embeddings are from those of the first run."""
+        largest = output.new_zeros(())
+        for (rows, inputs), chunk in zip(task.pieces(), chunks, strict=True):
+            self._generators.restore(chunk.random)
+            set_buffers(self.model, chunk.buffers)
+            # Around the backward too: checkpointing computes again in it.
+            with self._autocast.entered():
+                with torch.enable_grad():
+                    embeddings = self.encode(task.modality, inputs)
+                if not embeddings.requires_grad:  # a locked tower
+                    break
+                largest = torch.maximum(largest, _distance(embeddings.detach(), output[rows]))
+                torch.autograd.backward(embeddings, gradient[rows])
+        return largest
+
+    def _check(self, apart: list[Tensor]) -> None:
+        if not apart:
+            return
+        largest = self._tolerance(apart[0].dtype)
+        distances = torch.stack([one.to(apart[0].device) for one in apart]).tolist()  # one wait
+        for task, distance in zip(self.tasks, distances, strict=True):
+            if distance > largest:
+                raise RuntimeError(
+                    f"the second run of the encoder of {task.modality!r} gave other embeddings "
+                    f"than the first (relative distance {distance:.1e}), so its gradients "
+                    "would be wrong: parameters or inputs were changed before the backward, or it "
+                    "draws random numbers that are not from torch's default generators"
+                )
+
+    def _tolerance(self, dtype: torch.dtype) -> float:
+        """Kernels that are not deterministic may differ by roundings, but not by numbers drawn."""
+        computed = [dtype, *self._autocast.dtypes.values()]
+        computed += [one.dtype for one in self.trained.values()]
+        floating = [one for one in computed if one.is_floating_point]
+        return float(max(torch.finfo(one).eps for one in floating) ** 0.5)
+
+    def _tensors(self) -> list[Tensor]:
+        inputs = tree_leaves([task.inputs for task in self.tasks])
+        tensors = [leaf for leaf in inputs if isinstance(leaf, Tensor)]
+        return [*tensors, *self.model.parameters(), *self.model.buffers()]
+
+
+def _distance(found: Tensor, expected: Tensor) -> Tensor:
+    """Relative, `[]`; 0 of nothing."""
+    size = torch.linalg.vector_norm(expected)
+    return torch.linalg.vector_norm(found - expected) / torch.where(size > 0, size, 1.0)
+
+
+class _Around(nn.Module):
+    """A model, and something to be done with it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, body: Callable[[], None]) -> None:
+        """Do it."""
+        body()
+
+
+class _Replayed(torch.autograd.Function):
+    """The outputs of a replay as functions of the parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, replay: Replay, *parameters: Tensor) -> tuple[Tensor, ...]:
+        outputs = replay.first()
+        ctx.replay, ctx.shared = replay, len(replay.shared)
+        ctx.save_for_backward(*outputs)
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "cached embeddings have no second derivative: call backward without "
+                "create_graph=True, or run the aligner without caching"
+            )
+        found = ctx.replay.again(ctx.saved_tensors, gradients)
+        return (None, *found, *[None] * ctx.shared)
