@@ -257,5 +257,5 @@ def _shapes(tensors: Sequence[Tensor], shapes: Sequence[Shape] | None) -> list[t
 
 
 def _at_least_one(tensor: Tensor) -> Tensor:
-    flat = tensor.detach().reshape(-1)
+    flat = tensor.detach().reshape(-1).contiguous()  # an expanded vector stays one in reshape
     return flat if flat.numel() else flat.new_zeros(1)

@@ -22,15 +22,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from accel.alignment import Aligner, ring
-from accel.alignment.agreement import refuse
-from accel.alignment.caching import CachedAligner, cached
-from accel.alignment.global_batch import (
+from accel.alignment.caching.aligner import CachedAligner, cached
+from accel.alignment.loss import contrastive_loss
+from accel.alignment.ranks.agreement import refuse
+from accel.alignment.ranks.global_batch import (
     first_sample,
     global_sigmoid_sum,
     global_softmax_sums,
     sum_over_ranks,
 )
-from accel.alignment.loss import contrastive_loss
 from accel.distributed import Shift
 from accel_kernels.contrastive_loss import SPECS
 from accel_kernels.contrastive_loss.pairing import Guide, Pairing

@@ -15,8 +15,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
 
 from accel.alignment import Aligner
-from accel.alignment.caching import CachedAligner, cached
-from accel.alignment.rng import Generators
+from accel.alignment.caching.aligner import CachedAligner, cached
+from accel.alignment.caching.rng import Generators
 from accel.precision import (
     ControllerConfig,
     DynamicLossScale,

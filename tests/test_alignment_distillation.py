@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from accel.alignment.distillation import distillation_loss
 from accel.alignment.loss import DIRECTIONS
+from accel.alignment.transfer.distillation import distillation_loss
 from accel.precision.autocast import portable_autocast
 from accel_kernels.budgets import budget, deviation, typical
 from tests.kernels.contrastive_peers import open_clip_losses
@@ -207,7 +207,7 @@ def test_only_inputs_and_eight_vectors_are_saved():
 MEASURE = """
 import resource, sys
 import torch
-from accel.alignment.distillation import distillation_loss
+from accel.alignment.transfer.distillation import distillation_loss
 
 torch.set_num_threads(1)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from accel.alignment.global_batch import global_softmax_sums
+from accel.alignment.ranks.global_batch import global_softmax_sums
 from accel.simulate.activation import child_environment
 from accel.simulate.machine import Machine
 from accel_kernels.contrastive_loss.pairing import Guide, Pairing

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from accel.alignment.health import (
+from accel.alignment.evaluation.health import (
     alignment_distance,
     effective_rank,
     mean_cosine,

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from accel.alignment import Aligner
-from accel.alignment.caching import cached
-from accel.alignment.locking import LockedTower, locked, unlock
+from accel.alignment.caching.aligner import cached
+from accel.alignment.transfer.locking import LockedTower, locked, unlock
 from accel.precision import Precision
 from tests import transfer_worker
 from tests.process_groups import launched_well

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from accel.alignment.collapse import Collapse, CollapseError, CollapseLimits
-from accel.alignment.health import alignment_distance, mean_cosine
-from accel.alignment.monitor import CollapseMonitor
+from accel.alignment.evaluation.collapse import Collapse, CollapseError, CollapseLimits
+from accel.alignment.evaluation.health import alignment_distance, mean_cosine
+from accel.alignment.evaluation.monitor import CollapseMonitor
 
 
 def encoder(width: int, layers: int) -> nn.Module:
@@ -249,7 +249,7 @@ def test_between_readings_no_device_is_waited_for(device) -> None:
 
 
 def test_history_stays_short(monkeypatch) -> None:
-    monkeypatch.setattr("accel.alignment.monitor._HISTORY", 40)
+    monkeypatch.setattr("accel.alignment.evaluation.monitor._HISTORY", 40)
     monitor = CollapseMonitor(interval=1, rows=4)
     for _ in range(95):
         monitor.update({"x": torch.randn(4, 3)})

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from accel import BackendError
 from accel.alignment.aligner import Aligner
-from accel.alignment.ranking import retrieval_ranks
+from accel.alignment.evaluation.ranking import retrieval_ranks
 from accel.testing import assert_within_budget
 
 pytestmark = pytest.mark.without_npu

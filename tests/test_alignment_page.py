@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from accel.alignment.collapse import Collapse
-from accel.alignment.monitor import CollapseMonitor
-from accel.alignment.page import TrainingReport, page_of, write_page
-from accel.alignment.projection_map import principal_map
-from accel.alignment.retrieval import retrieve_all_pairs
-from accel.alignment.zero_shot import class_prototypes, zero_shot_accuracy
+from accel.alignment.evaluation.collapse import Collapse
+from accel.alignment.evaluation.monitor import CollapseMonitor
+from accel.alignment.evaluation.page import TrainingReport, page_of, write_page
+from accel.alignment.evaluation.projection_map import principal_map
+from accel.alignment.evaluation.retrieval import retrieve_all_pairs
+from accel.alignment.evaluation.zero_shot import class_prototypes, zero_shot_accuracy
 
 HOSTILE = "<script>alert('x')</script>"
 

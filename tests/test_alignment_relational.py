@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from accel.alignment import relations
-from accel.alignment.relational import RELATIONAL_FORMS as FORMS
-from accel.alignment.relational import relational_loss
+from accel.alignment.transfer import relations
+from accel.alignment.transfer.relational import RELATIONAL_FORMS as FORMS
+from accel.alignment.transfer.relational import relational_loss
 from accel.precision.autocast import portable_autocast
 from accel_kernels.budgets import budget, deviation, typical
 from tests.transfer_cases import plain_relational

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from accel.alignment.health import modality_health
-from accel.alignment.ranking import nearest, retrieval_ranks
-from accel.alignment.retrieval import (
+from accel.alignment.evaluation.health import modality_health
+from accel.alignment.evaluation.ranking import nearest, retrieval_ranks
+from accel.alignment.evaluation.retrieval import (
     retrieve,
     retrieve_all_pairs,
     retrieve_both_ways,
 )
-from accel.alignment.zero_shot import class_prototypes, zero_shot_accuracy
+from accel.alignment.evaluation.zero_shot import class_prototypes, zero_shot_accuracy
 
 
 def unit(x: Tensor) -> Tensor:

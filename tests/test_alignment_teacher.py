@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from accel.alignment import Aligner
-from accel.alignment.decay import CosineDecay
-from accel.alignment.distillation import distillation_loss
-from accel.alignment.locking import locked
-from accel.alignment.relational import relational_loss
-from accel.alignment.teacher import EMATeacher
+from accel.alignment.transfer.decay import CosineDecay
+from accel.alignment.transfer.distillation import distillation_loss
+from accel.alignment.transfer.locking import locked
+from accel.alignment.transfer.relational import relational_loss
+from accel.alignment.transfer.teacher import EMATeacher
 from accel.precision import Precision
 from accel.precision.fp8 import Fp8Linear, convert_linears, linear_states
 from tests.precision_fp8_cases import RECIPES, plan_of

@@ -14,9 +14,9 @@ from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
-from accel.alignment.distillation import distillation_loss
-from accel.alignment.locking import locked
-from accel.alignment.teacher import EMATeacher
+from accel.alignment.transfer.distillation import distillation_loss
+from accel.alignment.transfer.locking import locked
+from accel.alignment.transfer.teacher import EMATeacher
 from accel.distributed import all_gather
 from tests.process_groups import process_group
 

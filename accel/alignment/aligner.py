@@ -29,7 +29,7 @@ from accel.alignment.pairs import (
 )
 from accel.alignment.presence import UNPAIRED, Presence, Unpaired, find_presence
 from accel.alignment.projection import ProjectionKind, check_embedding, make_projections
-from accel.alignment.ranks import FORMS, Form, Ranks
+from accel.alignment.ranks.forms import FORMS, Form, Ranks
 from accel.alignment.scales import Given, pair_numbers
 from accel.alignment.temperature import (
     SIGMOID_BIAS,

@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 
 from accel.alignment.choice import Chosen, kernel_of_call
-from accel.alignment.global_batch import global_sigmoid_sum, global_softmax_sums, sum_over_ranks
 from accel.alignment.options import check_choice, check_direction
 from accel.alignment.pairing import aligned_pairs, partner_similarities
-from accel.alignment.ranks import Form, Ranks, agreed_gradient
+from accel.alignment.ranks.forms import Form, Ranks, agreed_gradient
+from accel.alignment.ranks.global_batch import (
+    global_sigmoid_sum,
+    global_softmax_sums,
+    sum_over_ranks,
+)
 from accel_kernels.contrastive_loss.differentiable import sigmoid_sum, softmax_sums
 from accel_kernels.contrastive_loss.pairing import Pairing
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from accel.alignment.columns import Columns, Sums, of_sides, shapes_of, sides
+from accel.alignment.ranks.columns import Columns, Sums, of_sides, shapes_of, sides
 from accel.distributed import all_gather, all_to_all
 from accel_kernels.contrastive_loss.passes import (
     InputGradients,

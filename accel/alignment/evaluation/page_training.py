@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from accel.alignment.health import ModalityHealth
-from accel.alignment.reading import Reading
+from accel.alignment.evaluation.health import ModalityHealth
+from accel.alignment.evaluation.reading import Reading
 from accel.report import Markup, html
 from accel.report.curves import Curve, line_plot
 from accel.report.markup import element, joined

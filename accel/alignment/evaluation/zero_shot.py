@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from accel.alignment.ranking import retrieval_ranks
-from accel.alignment.unit_rows import directions
+from accel.alignment.evaluation.directions import directions
+from accel.alignment.evaluation.ranking import retrieval_ranks
 
 
 @dataclass(frozen=True)

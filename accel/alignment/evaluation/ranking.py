@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from accel.alignment.unit_rows import tie_tolerance, unit_rows
+from accel.alignment.evaluation.directions import tie_tolerance, unit_rows
 
 _logger = logging.getLogger("accel")
 _BLOCK = 128  # queries of a product of matrices, always: the shape may decide the last bit

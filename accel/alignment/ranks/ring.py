@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
-from accel.alignment.columns import Columns, Sums, of_sides, shapes_of, sides
+from accel.alignment.ranks.columns import Columns, Sums, of_sides, shapes_of, sides
 from accel.distributed import Shift, start_shift
 from accel_kernels.contrastive_loss.passes import (
     InputGradients,

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from accel.alignment.evaluation.directions import directions, tie_tolerance
 from accel.alignment.pairs import Pair, pair_name
-from accel.alignment.unit_rows import directions, tie_tolerance
 
 CHUNK = 1024  # rows of a tile
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, distributed
 
-from accel.alignment.agreement import agree
-from accel.alignment.gathered import Gathered
-from accel.alignment.global_functions import Form, SigmoidFunction, SoftmaxFunction
-from accel.alignment.ring import Ring
+from accel.alignment.ranks.agreement import agree
+from accel.alignment.ranks.functions import Form, SigmoidFunction, SoftmaxFunction
+from accel.alignment.ranks.gathered import Gathered
+from accel.alignment.ranks.ring import Ring
 from accel.distributed import all_gather
 from accel_kernels.contrastive_loss.pairing import Pairing
 from accel_kernels.contrastive_loss.passes import Passes, SoftmaxSums

@@ -52,12 +52,13 @@ class Sums(NamedTuple):
 
     lse: Tensor
     positive: Tensor
-    count: Tensor
+    positives: Tensor
 
     def joined(self, other: Sequence[Tensor]) -> Sums:
         """With those of further blocks."""
         lse, positive, count = other
-        return Sums(torch.logaddexp(self.lse, lse), self.positive + positive, self.count + count)
+        lse = torch.logaddexp(self.lse, lse)
+        return Sums(lse, self.positive + positive, self.positives + count)
 
 
 def sides(sums: SoftmaxSums) -> tuple[Sums, Sums]:
@@ -69,7 +70,7 @@ def sides(sums: SoftmaxSums) -> tuple[Sums, Sums]:
 def of_sides(rows: Sums, columns: Sums) -> SoftmaxSums:
     """The way back from `sides`."""
     return SoftmaxSums(
-        rows.lse, columns.lse, rows.positive, columns.positive, rows.count, columns.count
+        rows.lse, columns.lse, rows.positive, columns.positive, rows.positives, columns.positives
     )
 
 

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from accel.alignment.health import Health, present_rows
-from accel.alignment.page_training import plots
-from accel.alignment.projection_map import Center, principal_map
-from accel.alignment.ranking import nearest
-from accel.alignment.retrieval import PairRetrieval
-from accel.alignment.unit_rows import unit_rows
+from accel.alignment.evaluation.directions import unit_rows
+from accel.alignment.evaluation.health import Health, present_rows
+from accel.alignment.evaluation.page_training import plots
+from accel.alignment.evaluation.projection_map import Center, principal_map
+from accel.alignment.evaluation.ranking import nearest
+from accel.alignment.evaluation.retrieval import PairRetrieval
 from accel.report import Markup, html
 from accel.report.heatmap import heatmap
 from accel.report.markup import element, joined
 from accel.report.scatter import Link, Points, scatter
 
 if TYPE_CHECKING:
-    from accel.alignment.page import TrainingReport
+    from accel.alignment.evaluation.page import TrainingReport
 
 _NEIGHBOURS = 5
 _LISTED = 10  # samples whose neighbours are listed

@@ -15,10 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from accel.alignment.health import present_rows
+from accel.alignment.evaluation.health import present_rows
+from accel.alignment.evaluation.ranking import nearest as nearest
+from accel.alignment.evaluation.ranking import retrieval_ranks as retrieval_ranks
 from accel.alignment.pairs import Pair
-from accel.alignment.ranking import nearest as nearest
-from accel.alignment.ranking import retrieval_ranks as retrieval_ranks
 
 KS = (1, 5, 10)
 

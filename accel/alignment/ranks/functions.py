@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from accel.alignment.columns import Columns
+from accel.alignment.ranks.columns import Columns
 from accel_kernels.contrastive_loss.pairing import Pairing
 from accel_kernels.contrastive_loss.passes import InputGradients, SoftmaxGradients, SoftmaxSums
 

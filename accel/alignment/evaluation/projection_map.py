@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from accel.alignment.unit_rows import directions
+from accel.alignment.evaluation.directions import directions
 
 Center = Literal["joint", "modality"]
 

@@ -7,9 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from accel.alignment.relations import angle_loss, distance_loss
-from accel.alignment.softmax_divergence import Similarities, softmax_divergence
-from accel.alignment.transfer_inputs import (
+from accel.alignment.transfer.divergence import Similarities, softmax_divergence
+from accel.alignment.transfer.inputs import (
     Scale,
     accumulation_dtype,
     as_scale,
@@ -18,6 +17,7 @@ from accel.alignment.transfer_inputs import (
     matched_rows,
     present_rows,
 )
+from accel.alignment.transfer.relations import angle_loss, distance_loss
 
 RelationalForm = Literal["kl", "distance", "angle"]
 RELATIONAL_FORMS: tuple[RelationalForm, ...] = ("kl", "distance", "angle")

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from accel.alignment.health import (
+from accel.alignment.evaluation.directions import unit_rows
+from accel.alignment.evaluation.health import (
     ModalityHealth,
     alignment_distance,
     modality_gap,
     modality_health,
 )
 from accel.alignment.pairs import pair_name
-from accel.alignment.unit_rows import unit_rows
 from accel_kernels.contrastive_loss.pairing import ABSENT
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from accel.alignment.agreement import NUMBERS, agree
 from accel.alignment.aligner import Aligner
+from accel.alignment.caching.second_pass import Replay, Task
 from accel.alignment.inputs import row_count
 from accel.alignment.output import AlignmentOutput
-from accel.alignment.ranks import Ranks
-from accel.alignment.second_pass import Replay, Task
+from accel.alignment.ranks.agreement import NUMBERS, agree
+from accel.alignment.ranks.forms import Ranks
 
 
 def cached(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from accel.alignment.loss import DIRECTIONS, Direction
-from accel.alignment.softmax_divergence import Similarities, softmax_divergence
-from accel.alignment.transfer_inputs import (
+from accel.alignment.transfer.divergence import Similarities, softmax_divergence
+from accel.alignment.transfer.inputs import (
     Scale,
     accumulation_dtype,
     as_scale,

@@ -16,8 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from accel.alignment.collapse import Collapse, CollapseError, CollapseLimits, CollapseRules
-from accel.alignment.reading import (
+from accel.alignment.evaluation.collapse import (
+    Collapse,
+    CollapseError,
+    CollapseLimits,
+    CollapseRules,
+)
+from accel.alignment.evaluation.reading import (
     Kept,
     Reading,
     distance_apart,

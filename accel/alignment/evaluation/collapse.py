@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from accel.alignment.health import ModalityHealth
+from accel.alignment.evaluation.health import ModalityHealth
 
 _ADVICE = {
     "spread": "the loss needs negatives (accel.alignment.contrastive_loss), or less weight on the "

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from accel.alignment.collapse import Collapse
-from accel.alignment.health import Health, measure_health, present_rows
-from accel.alignment.page_evaluation import evaluation_sections
-from accel.alignment.page_training import training_sections
+from accel.alignment.evaluation.collapse import Collapse
+from accel.alignment.evaluation.health import Health, measure_health, present_rows
+from accel.alignment.evaluation.page_findings import evaluation_sections
+from accel.alignment.evaluation.page_training import training_sections
+from accel.alignment.evaluation.reading import Reading
+from accel.alignment.evaluation.retrieval import KS, PairRetrieval, retrieve_all_pairs
+from accel.alignment.evaluation.zero_shot import ZeroShot
 from accel.alignment.pairs import Pair
-from accel.alignment.reading import Reading
-from accel.alignment.retrieval import KS, PairRetrieval, retrieve_all_pairs
-from accel.alignment.zero_shot import ZeroShot
 from accel.report import Markup, html, write_atomically
 from accel.report.markup import element
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from accel.alignment.recomputation import sum_of_chunks
+from accel.alignment.transfer.recomputation import sum_of_chunks
 
 MOST_ANGLE_ROWS = 512
 """Angles take time in the cube of the rows: beyond this many they are refused."""

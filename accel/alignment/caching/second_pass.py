@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
-from accel.alignment.inputs import slice_rows
-from accel.alignment.rng import Generators
-from accel.alignment.surroundings import (
+from accel.alignment.caching.rng import Generators
+from accel.alignment.caching.surroundings import (
     AutocastState,
     BufferWatch,
     Modes,
@@ -26,6 +25,7 @@ from accel.alignment.surroundings import (
     forget_casts,
     set_buffers,
 )
+from accel.alignment.inputs import slice_rows
 from accel.devices.base import RngState
 
 
@@ -100,7 +100,8 @@ class Replay:
         watch = BufferWatch(self.model)
         self._chunks, outputs = [], []
         for task in self.tasks:
-            chunks, parts = [], []
+            chunks: list[Chunk] = []
+            parts: list[Tensor] = []
             random = self._generators.states()
             for part in self._pieces(task):
                 chunks.append(Chunk(random, watch.changed(look=not chunks)))
@@ -137,7 +138,7 @@ class Replay:
                 apart.append(self._again(task, chunks, output, gradient))
 
         with self._generators.kept(), buffers_kept(self.model, changed), self._modes.entered():
-            named = {f"model.{name}": alias for name, alias in aliases.items()}
+            named: dict[str, Tensor] = {f"model.{name}": one for name, one in aliases.items()}
             functional_call(_Around(self.model), named, (body,))
         self._check(apart)
         return [alias.grad for alias in aliases.values()]
@@ -192,7 +193,8 @@ class Replay:
 def _distance(found: Tensor, expected: Tensor) -> Tensor:
     """Relative, `[]`; 0 of nothing."""
     size = torch.linalg.vector_norm(expected)
-    return torch.linalg.vector_norm(found - expected) / torch.where(size > 0, size, 1.0)
+    apart: Tensor = torch.linalg.vector_norm(found - expected)
+    return apart / torch.where(size > 0, size, 1.0)
 
 
 class _Around(nn.Module):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor, distributed
 
-from accel.alignment.agreement import NUMBERS, agree, refuse
 from accel.alignment.options import check_choice
+from accel.alignment.ranks.agreement import NUMBERS, agree, refuse
 from accel.distributed import gather_rows
 from accel.errors import BackendError
 

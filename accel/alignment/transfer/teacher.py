@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from accel.alignment.decay import Decay, check_decay, decay_at
-from accel.alignment.locking import LockedTower, locked
+from accel.alignment.transfer.decay import Decay, check_decay, decay_at
+from accel.alignment.transfer.locking import LockedTower, locked
 from accel.precision.fp8 import restore_linears
 from accel.precision.modules import restore
 

@@ -1,0 +1,1 @@
+"""Health, retrieval, zero-shot classification, and the page that shows them."""

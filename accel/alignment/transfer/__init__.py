@@ -1,0 +1,1 @@
+"""Knowledge transfer: teachers, distillation, locked towers."""
