@@ -3,9 +3,8 @@
 Embeddings of one width in float32, normalised, with a learnable scale (and bias). The forms are
 timed in turns, so that whatever else the machine does meets all of them; ratios are medians over
 the turns. Memory is measured in a fresh process each, over inputs and gradients, together with the
-time of that one run. Where a form whose
-memory grows with the square of the batch does not fit, it is extrapolated from its longest run by
-the square, and marked so.
+time of that one run. Where a form whose memory grows with the square of the batch does not fit, it
+is extrapolated from its longest run by the square, and marked so.
 
 OpenCLIP's are `loss.py` of the PyPI package open-clip-torch, installed by ci/setup. The sigmoid
 loss in chunks, which its main branch has (`chunk_size`) and the package has not, is written here,
@@ -15,14 +14,11 @@ with the least that autograd then keeps: the logits of every chunk, once.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-import os
 import statistics
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,24 +31,11 @@ import accel
 from accel.alignment import contrastive_loss
 from accel_kernels.contrastive_loss import SPECS
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.kernels.contrastive_peers import open_clip_losses
+
 SEED, CHUNK = 0, 512
-PEERS = Path(os.environ.get("ACCEL_PEERS", Path(sys.prefix) / "peers"))
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-
-
-def open_clip_losses() -> Any:
-    """OpenCLIP's module of losses, loaded alone: the package needs torchvision."""
-    path = PEERS / "open_clip" / "loss.py"
-    if not path.is_file():
-        raise SystemExit(f"{path} is not there: run ci/setup")
-    spec = importlib.util.spec_from_file_location("open_clip_loss", path)
-    assert spec is not None  # noqa: S101
-    assert spec.loader is not None  # noqa: S101
-    module = importlib.util.module_from_spec(spec)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        spec.loader.exec_module(module)
-    return module
 
 
 def chunked_sigmoid(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from accel.alignment.ranks.global_batch import (
     sum_over_ranks,
 )
 from accel_kernels.contrastive_loss.differentiable import sigmoid_sum, softmax_sums
-from accel_kernels.contrastive_loss.pairing import Pairing
+from accel_kernels.contrastive_loss.pairing import ABSENT, Pairing
 
 if TYPE_CHECKING:  # some builds of torch have no collectives, and no such name
     from torch.distributed import ProcessGroup
@@ -132,7 +132,7 @@ def _sigmoid(
     if pairing is None:
         count = torch.full((), len(x), dtype=scale.dtype, device=x.device)
     else:
-        count = (pairing.x_sample >= 0).sum().to(scale.dtype)
+        count = (pairing.x_sample != ABSENT).sum().to(scale.dtype)
     if ranks.form == "local":
         pairing = aligned_pairs(len(x), x.device) if pairing is None else pairing
         total = sigmoid_sum(chosen.name, x, y, scale, bias, pairing)

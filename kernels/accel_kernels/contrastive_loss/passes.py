@@ -75,7 +75,7 @@ class SoftmaxPass(Protocol):
         y_reference: `[M]`, the same for columns.
     """
 
-    def __call__(
+    def __call__(  # noqa: D102 - the class says it
         self,
         x: Tensor,
         y: Tensor,
@@ -94,7 +94,7 @@ class SoftmaxBackwardPass(Protocol):
     of 0, contribute nothing, whatever else is in the row.
     """
 
-    def __call__(
+    def __call__(  # noqa: D102 - the class says it
         self,
         x: Tensor,
         y: Tensor,
@@ -119,7 +119,7 @@ class SigmoidPass(Protocol):
         The sum `[]` and its gradients, None unless `with_gradients`.
     """
 
-    def __call__(
+    def __call__(  # noqa: D102 - the class says it
         self,
         x: Tensor,
         y: Tensor,
