@@ -389,6 +389,10 @@ def test_reduced_float32_products(current):
     if current.family == "npu":
         assert not torch.npu.matmul.allow_hf32
         assert torch.npu.conv.allow_hf32
+    functions.allow_tf32(False)
+    assert torch.backends.cudnn.allow_tf32 is False
+    if current.family == "npu":
+        assert not torch.npu.conv.allow_hf32
 
 
 # --- environment variables ---------------------------------------------------------------------

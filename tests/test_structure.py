@@ -178,6 +178,7 @@ def part_of(module: str) -> str | None:
         "masks",
         "openmp",
         "philox",
+        "triton_language",
         "sketch",
     }:
         return "kernels.shared"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from accel_kernels.contrastive_loss.triton.language import INTERPRETING
+from accel_kernels.triton_language import float32_precision
 
 
 class Blocks(NamedTuple):
@@ -82,10 +83,8 @@ def blocks_of(x: Tensor) -> tuple[Blocks, ProductBlocks]:
 
 
 def precision(x: Tensor) -> str:
-    """float32 as exact as torch's own matmul: in TF32 only where the program allows that."""
-    # Not `allow_tf32`, which refuses to be read once a program has used the newer switch.
-    allowed = x.device.type == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return "tf32" if allowed and x.dtype == torch.float32 else "ieee"
+    """Of products of the inputs: 16-bit ones are exact in every precision."""
+    return float32_precision(x) if x.dtype == torch.float32 else "ieee"
 
 
 def products_precision(x: Tensor) -> str:

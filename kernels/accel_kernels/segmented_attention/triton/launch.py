@@ -23,6 +23,7 @@ from accel_kernels.segmented_attention.triton.language import (
     RELATIVE,
     UNBIASED,
 )
+from accel_kernels.triton_language import float32_precision
 
 _BIAS_KINDS = {"dense": DENSE, "alibi": ALIBI, "relative": RELATIVE}
 
@@ -103,7 +104,7 @@ class Launch:
             "WIDTH": self.width,
             "VALUE_WIDTH": self.value_width,
             "UPCAST": INTERPRETING,
-            "PRECISION": _precision(self.query),
+            "PRECISION": float32_precision(self.query),
         }
 
     def _dense(self) -> dict[str, Any]:
@@ -194,12 +195,6 @@ def _row_of(query: Tensor, width: int) -> _Row:
     rows = _INTERPRETER if INTERPRETING else _BLOCKS[query.device.type]
     size = width * query.element_size()
     return next(row for row in rows if size <= row.bytes)
-
-
-def _precision(query: Tensor) -> str:
-    """float32 as exact as torch's own matmul: in TF32 only where the program allows that."""
-    allowed = query.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
-    return "tf32" if allowed else "ieee"
 
 
 def _bias(bias: Bias | None, launch: Launch) -> dict[str, Any]:
