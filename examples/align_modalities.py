@@ -12,6 +12,7 @@ import argparse
 import collections
 import dataclasses
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -22,7 +23,6 @@ from character_encoders import encoders_of_characters
 from character_figures import measure
 from character_pairs import BUCKETS, Characters
 from torch import Tensor
-from torch.nn import functional as F
 
 import accel
 from accel import alignment
@@ -40,6 +40,12 @@ class Trained(NamedTuple):
     scales: dict[str, list[float]]
 
 
+def all_ones(embeddings: dict[str, Tensor], pairs: Iterable[tuple[str, str]]) -> Tensor:
+    """A loss that is often published: partners should have cosine 1. It has no negatives."""
+    cosines = [(embeddings[a] * embeddings[b]).sum(1).mean() for a, b in pairs]
+    return 1 - torch.stack(cosines).mean()
+
+
 def train(data: Characters, rows: Tensor, options: argparse.Namespace) -> Trained:
     """Train on these rows; depends on nothing but the options and the device."""
     device = accel.current_device()
@@ -47,13 +53,9 @@ def train(data: Characters, rows: Tensor, options: argparse.Namespace) -> Traine
     encoders = encoders_of_characters(BUCKETS, WIDTH)
     kind: Literal["softmax", "sigmoid"] = "sigmoid" if options.loss == "sigmoid" else "softmax"
     aligner = alignment.Aligner(
-        encoders,
-        WIDTH,
-        pairs=options.pairs,
-        loss=kind,
+        encoders, WIDTH, pairs=options.pairs, loss=kind, duplicates=options.duplicates,
         weights=WEIGHTS,
-        duplicates=options.duplicates,
-    ).to(device.torch_device)
+    ).to(device.torch_device)  # fmt: skip
     optimizer, schedule = optimizer_of(aligner, options.learning_rate, options.steps)
     precision = accel.precision.Precision(aligner, options.policy)
     teacher = alignment.EMATeacher(aligner, decay=0.98) if options.teacher else None
@@ -66,21 +68,16 @@ def train(data: Characters, rows: Tensor, options: argparse.Namespace) -> Traine
     waiting = rows[:0]
     with accel.report.Progress(options.steps, "train", unit="step") as bar:
         for step in range(options.steps):
-            if len(waiting) < options.batch:  # every character once before any is seen again
-                waiting = torch.cat([waiting, rows[torch.randperm(len(rows), generator=generator)]])
+            if len(waiting) < options.batch:
+                waiting = rows[torch.randperm(len(rows), generator=generator)]
             chosen, waiting = waiting[: options.batch], waiting[options.batch :]
             here = presence[chosen]
             inputs = device.move(character_pairs.augmented(data, chosen, generator))
             with precision.autocast():
                 output = aligner(inputs, presence=here, groups=device.move(data.groups[chosen]))
                 loss, embeddings = output.loss, output.embeddings
-                if options.loss == "all-ones":  # what is often published: all cosines should be 1
-                    sides, ones = (
-                        zip(*aligner.pairs, strict=True),
-                        loss.new_ones(len(chosen) * len(aligner.pairs)),
-                    )
-                    x, y = (torch.cat([embeddings[name] for name in side]) for side in sides)
-                    loss = F.cosine_embedding_loss(x, y, ones)
+                if options.loss == "all-ones":
+                    loss = all_ones(embeddings, aligner.pairs)
                 if teacher is not None:
                     known = teacher.module.get_submodule("encoders.text")(inputs["text"])
                     known = alignment.normalized(known[device.move(here[:, 2])])

@@ -117,7 +117,8 @@ def augmented(data: Characters, rows: Tensor, generator: torch.Generator) -> dic
     grid = F.affine_grid(maps, list(glyphs.shape), align_corners=False)
     pictures = F.grid_sample(glyphs, grid, align_corners=False)
     sounds = sound(data.spellings[rows])
-    sounds = sounds.roll(int(torch.randint(CHORD, (), generator=generator)), dims=1)
+    delays = torch.randint(CHORD, (len(rows), 1), generator=generator)
+    sounds = sounds.gather(1, (torch.arange(sounds.shape[1]) - delays) % sounds.shape[1])
     sounds += 0.05 * torch.randn(sounds.shape, generator=generator)
     return {"text": data.features[rows], "image": pictures, "audio": sounds}
 
