@@ -1,10 +1,11 @@
 """What examples/align_modalities.py reaches: several seeds, all losses, what each option brings.
 
-    python benchmarks/alignment_example.py [--steps 200] [--seeds 3] [--first-seed 3] [--processes 2]
+    python benchmarks/alignment_example.py [--steps 200] [--seeds 3] [--processes 2]
 
 Every run is one of the example's own, in one thread of a process of its own; CPU-seconds are of
 that process. A seed decides which characters are unseen, and the example's settings were chosen by
-looking at those of seeds 0 to 2: so these are others. Writes results/alignment_example.json, and is no success where a goal is missed.
+looking at those of seeds 0 to 2: so these are others. Writes results/alignment_example.json, and is
+no success where a goal is missed.
 """
 
 from __future__ import annotations
