@@ -66,6 +66,8 @@ class KernelSpec:
         deterministic: The same inputs give the same bits.
         proven_on: Device types on whose real hardware it has been run. Elsewhere it is "not yet
             run" and only taken when named.
+        is_plain: It calls torch's own operators and nothing else: like the reference, it needs no
+            proof on each device.
         tolerance: It may be this many times as far from float64 as an independent implementation.
     """
 
@@ -84,6 +86,7 @@ class KernelSpec:
     differentiable: bool = True
     deterministic: bool = True
     proven_on: frozenset[str] = frozenset()
+    is_plain: bool = False
     tolerance: float = FACTOR
     # Looked up once, when the spec is made: a search for modules does not trace.
     missing: tuple[str, ...] = field(init=False)
@@ -129,7 +132,7 @@ class KernelSpec:
         if self.name == REFERENCE:
             return []
         reasons = []
-        if request.device not in self.proven_on:
+        if not self.is_plain and request.device not in self.proven_on:
             reasons.append(f"not yet run on real {request.device} hardware")
         if torch.compiler.is_compiling():
             return reasons  # a size may be a symbol, which a comparison would tie to one side

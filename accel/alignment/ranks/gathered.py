@@ -39,10 +39,6 @@ class Gathered(NamedTuple):
     rank: int
     counts: list[int]
 
-    def all_of(self, columns: Columns) -> Columns:
-        """The columns of all ranks, in the order of ranks."""
-        return columns.of([self._gather(tensor) for tensor in columns.tensors()])
-
     def softmax(
         self, x: Tensor, scale: Tensor, x_reference: Tensor, columns: Columns
     ) -> SoftmaxSums:

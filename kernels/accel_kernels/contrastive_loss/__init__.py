@@ -50,6 +50,12 @@ def _npu() -> Any:
     return npu.PASSES
 
 
+def _tiles() -> Any:
+    from accel_kernels.contrastive_loss import accelerators
+
+    return accelerators.PASSES
+
+
 def _triton() -> Any:
     from accel_kernels.contrastive_loss import triton
 
@@ -90,6 +96,16 @@ SPECS = (
         dtypes=_FLOATS - {torch.float64},
         priority=20,
         features=FEATURES,
+        is_plain=True,
+    ),
+    KernelSpec(
+        op=NAME,
+        name="tiles",
+        load=_tiles,
+        dtypes=_FLOATS,
+        priority=5,
+        features=FEATURES,
+        is_plain=True,
     ),
     KernelSpec(
         op=NAME,
