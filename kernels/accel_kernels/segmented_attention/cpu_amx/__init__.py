@@ -128,7 +128,8 @@ def _aligned(tensor: Tensor) -> Tensor:
 
     A negative view, such as the imaginary part of a conjugate, is not what lies there.
     """
-    tensor = tensor.resolve_neg()
+    if tensor.is_neg():  # asked first: the operator costs a microsecond
+        tensor = tensor.resolve_neg()
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 

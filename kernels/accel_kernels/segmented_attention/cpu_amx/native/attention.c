@@ -72,6 +72,12 @@ static int forward_phases(struct forward *job, long packs) {
     return run_phases(job, bytes, forward_rows, tasks, forward_merge, heads, call->threads);
 }
 
+// Few blocks are halved, so that threads share them evenly; a row's numbers are the same in either.
+static long rows_of_block(const struct call *call) {
+    const long blocks = (call->queries + FORWARD_ROWS - 1) / FORWARD_ROWS;
+    return call->batch * call->heads * blocks < FEW_BLOCKS ? FORWARD_ROWS / 2 : FORWARD_ROWS;
+}
+
 // Writes out and lse. Returns 0, or -1 if there is no memory for copies of keys and values.
 EXPORT int accel_attention_forward(const struct call *call) {
     struct forward job = {.call = call, .shape = shape_of(call)};
@@ -79,7 +85,7 @@ EXPORT int accel_attention_forward(const struct call *call) {
     job.steps = words_of(call->width);
     job.value_padded = rounded_up(call->value_width, LANES);
     const long heads = call->batch * call->key_heads;
-    int failed = see(&job.seen, call, FORWARD_ROWS);
+    int failed = see(&job.seen, call, rows_of_block(call));
     const int shared = job.seen.blocks * (call->heads / call->key_heads) > 2;
     const long groups = shared ? (job.panels + PANELS_AT_ONCE - 1) / PANELS_AT_ONCE : 0;
     if (!failed && shared) failed = forward_panels(&job, heads * job.panels);

@@ -5,7 +5,7 @@
 #include "pack.h"
 #include "weigh.h"
 
-enum { PANELS_AT_ONCE = 8 };
+enum { PANELS_AT_ONCE = 2, FEW_BLOCKS = 16 };
 
 // A panel of keys and values that is read.
 struct panel {
@@ -196,11 +196,11 @@ static void forward_rows(void *given, char *scratch, long index) {
     const long heads = call->batch * call->heads, head = index % heads;
     const long split = index / heads % job->splits;
     // With a causal mask the last rows see most: they come first.
-    const long i = job->seen.blocks - 1 - index / heads / job->splits, row = i * FORWARD_ROWS;
+    const long i = job->seen.blocks - 1 - index / heads / job->splits, row = i * job->seen.rows;
     const long end = at_most((split + 1) * job->split_panels, job->panels);
     const long b = head / call->heads, h = head % call->heads;
     const long h_kv = h / (call->heads / call->key_heads);
-    const long rows = at_most(FORWARD_ROWS, call->queries - row);
+    const long rows = at_most(job->seen.rows, call->queries - row);
     struct forward_block block;
     forward_block(job, scratch, &block);
     block.row = row;
