@@ -229,3 +229,10 @@ def test_the_exporter_leaves_logging_as_it_was(aligner, tmp_path) -> None:
     before = logger.level
     export_onnx(aligner, "image", draw(2)["image"], tmp_path / "x.onnx")
     assert logger.level == before
+
+
+def test_what_wraps_an_aligner_is_refused_with_the_way_out(tmp_path) -> None:
+    wrapped = nn.Sequential(nn.Identity())
+    with pytest.raises(TypeError, match=r"not Sequential: of what wraps one give its \.aligner"):
+        export_onnx(wrapped, "image", torch.zeros(2, 3), tmp_path / "image.onnx")
+    assert not list(tmp_path.iterdir())

@@ -8,17 +8,15 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from accel.alignment.aligner import Aligner
 from accel.alignment.inputs import row_count
 from accel.errors import BackendError
 from accel.report import check_writable, write_atomically
-
-if TYPE_CHECKING:
-    from accel.alignment.aligner import Aligner
 
 _LARGEST = 2**31 - 2**20  # bytes; protobuf holds no message of 2 GiB
 _OUTPUT, _ROWS = "embedding", "batch"
@@ -138,6 +136,11 @@ def _key(part: Any) -> Any:
 
 
 def _check(aligner: Aligner, modality: str, inputs: Any) -> None:
+    if not isinstance(aligner, Aligner):
+        raise TypeError(
+            f"export_onnx takes an Aligner, not {type(aligner).__name__}: of what wraps one give "
+            "its .aligner or .module"
+        )
     if modality not in aligner.modalities:
         raise ValueError(
             f"there is no modality {modality!r}; there are {', '.join(aligner.modalities)}"
