@@ -23,10 +23,12 @@ def optimizer_of(model: nn.Module, rate: float, steps: int) -> tuple[torch.optim
 
 def print_figures(report: TrainingReport) -> None:
     """Recall of all pairs, zero-shot accuracy and health, as far as the report holds them."""
-    for one in report.retrieval or ():
+    pairs = report.retrieval or ()
+    other = "emergent" if any(one.is_trained for one in pairs) else "untrained"
+    for one in pairs:
         found = one.found
         recalls = "  ".join(f"R@{k} {100 * share:4.1f} %" for k, share in found.recall.items())
-        kind = "trained" if one.is_trained else "emergent"
+        kind = "trained" if one.is_trained else other
         print(
             f"{one.query:>6} -> {one.target:<6} {kind:<9} {recalls}  median rank "
             f"{found.median_rank:g} of {found.targets}, "

@@ -21,9 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from accel.alignment import Aligner, ring
+from accel.alignment import Aligner
 from accel.alignment.caching.aligner import CachedAligner, cached
 from accel.alignment.loss import contrastive_loss
+from accel.alignment.ranks import ring
 from accel.alignment.ranks.agreement import refuse
 from accel.alignment.ranks.global_batch import (
     first_sample,
@@ -363,12 +364,17 @@ def refusals() -> Any:
     pairing = Pairing(torch.arange(2), torch.arange(2))
     passes = passes_of(CASES["float32"])
 
-    def softmax(x: Tensor, y: Tensor, form: str = "ring", pairing: Any = None) -> Any:
+    def softmax(
+        x: Tensor, y: Tensor, form: str = "ring", pairing: Any = None, learned: bool = False,
+        direction: str = "both",
+    ) -> Any:  # fmt: skip
         zeros = torch.zeros(len(x)), torch.zeros(len(y))
-        return global_softmax_sums(passes, x, y, torch.tensor(1.0), *zeros, pairing, form)
+        scale = torch.tensor(1.0, requires_grad=learned)
+        return global_softmax_sums(passes, x, y, scale, *zeros, pairing, form, direction=direction)
 
-    def sigmoid(x: Tensor) -> Any:
-        return global_sigmoid_sum(passes, x, x, torch.tensor(1.0), torch.tensor(0.0), None, "ring")
+    def sigmoid(x: Tensor, learned: bool = False) -> Any:
+        bias = torch.tensor(0.0, requires_grad=learned)
+        return global_sigmoid_sum(passes, x, x, torch.tensor(1.0), bias, None, "ring")
 
     def without_gradients() -> Any:
         with torch.set_grad_enabled(not odd):
@@ -396,6 +402,9 @@ def refusals() -> Any:
         ),
         "guide": lambda: softmax(x, x, pairing=guided if odd else pairing),
         "hardness": lambda: softmax(x, x, pairing=pairing._replace(hardness=float(odd))),
+        "direction": lambda: softmax(x, x, direction="y_to_x" if odd else "x_to_y"),
+        "learned scale": lambda: softmax(x, x, learned=odd),
+        "learned bias": lambda: sigmoid(x, learned=not odd),
         "gradient mode": without_gradients,
         "refuse": lambda: refuse(ValueError("nothing to do")) if odd else softmax(x, x),
         "second derivative": second_derivative,

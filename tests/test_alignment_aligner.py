@@ -207,14 +207,15 @@ def test_one_temperature_for_all_or_one_for_each():
     assert not Aligner(encoders(), dim=6).biases
 
 
-def test_a_shared_temperature_at_its_bound_judges_by_the_sum_of_all_pairs():
+@pytest.mark.parametrize("by_pair", [False, True])
+def test_a_shared_temperature_at_its_bound_judges_by_the_sum_of_all_pairs(by_pair):
     """One pair wants a higher scale and one a lower; what counts is what both want."""
+    shared, pairs = Temperature(4.0, bounds=(1.0, 4.0)), [("text", "image"), ("text", "audio")]
     model = Aligner(
-        {name: nn.Identity() for name in MODALITIES}, dim=4,
-        pairs=[("text", "image"), ("text", "audio")],
-        temperature=Temperature(4.0, bounds=(1.0, 4.0)),
+        {name: nn.Identity() for name in MODALITIES}, dim=4, pairs=pairs,
+        temperature=dict.fromkeys(pairs, shared) if by_pair else shared,
     )  # fmt: skip
-    log_scale = model.temperatures["shared"].log_scale
+    log_scale = shared.log_scale
     text = torch.eye(4)
     image, audio = normalized(text + 0.3), text.roll(1, 0)
     output = model.loss({"text": text, "image": image, "audio": audio})
@@ -230,6 +231,52 @@ def test_a_shared_temperature_at_its_bound_judges_by_the_sum_of_all_pairs():
     (whole,) = torch.autograd.grad(output.loss, log_scale)
     assert 0.0 < slope.item() * 4.0 < 0.9 * alone[1] / 2
     assert whole.item() == pytest.approx(slope.item() * 4.0, rel=1e-4)
+
+
+def test_a_bias_under_several_pairs_is_clamped_once():
+    """Two pairs share one, a third has its own; it is at its bound, where the two disagree."""
+    shared, pairs = Bias(0.0, bounds=(-9.0, 0.0)), [("text", "image"), ("text", "audio")]
+    model = Aligner(
+        {name: nn.Identity() for name in MODALITIES}, dim=4, loss="sigmoid", temperature=9.0,
+        bias=dict.fromkeys(pairs, shared),
+    )  # fmt: skip
+    text = torch.eye(4)
+    given = {"text": text, "image": normalized(text - 0.8), "audio": normalized(0.4 - text)}
+    output = model.loss(given)
+    alone = [
+        torch.autograd.grad(output.pair_losses[f"text-{name}"], shared.bias, retain_graph=True)[0]
+        for name in ("image", "audio")
+    ]
+    bias = torch.tensor(0.0, requires_grad=True)
+    losses = [
+        contrastive_loss(given[a], given[b], scale=9.0, bias=bias, kind="sigmoid") for a, b in pairs
+    ]
+    slopes = [torch.autograd.grad(one, bias, retain_graph=True)[0] for one in losses]
+    assert min(slopes) < 0.0 < sum(slopes)  # outward alone, inward together
+    torch.testing.assert_close(torch.cat(alone), torch.stack(slopes).clamp(min=0.0))
+    (whole,) = torch.autograd.grad(output.loss, shared.bias, retain_graph=True)
+    torch.testing.assert_close(whole, sum(slopes).reshape(1) / 3)
+    own = model.biases["image-audio"].bias
+    assert own is not shared.bias
+    assert torch.autograd.grad(output.loss, own)[0].any()
+
+
+def test_hard_negatives_of_the_first_modality_count_in_the_divisor_of_a_sigmoid():
+    model, given = aligner(loss="sigmoid", pairs=[("text", "image")]), batch(5)
+    hard = {name: torch.randn(3, SIZES[name], dtype=torch.float64) for name in ("text", "image")}
+    found = {
+        name: model(given, negatives={name: one}).pair_losses["text-image"]
+        for name, one in hard.items()
+    }
+    x, y, scale, bias = *(model.encode(name, given[name]) for name in hard), 8.0, -10.0
+    logits = {
+        "text": scale * torch.cat([x, model.encode("text", hard["text"])]) @ y.T + bias,
+        "image": scale * x @ torch.cat([y, model.encode("image", hard["image"])]).T + bias,
+    }
+    for name, divisor in (("text", 5 + 3), ("image", 5)):
+        sign = torch.ones_like(logits[name]).fill_diagonal_(-1.0)
+        expected = F.softplus(sign * logits[name]).sum() / divisor
+        torch.testing.assert_close(found[name], expected, rtol=1e-6, atol=0.0)
 
 
 def test_guides_and_hard_negatives():

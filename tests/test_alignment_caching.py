@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import weakref
+from collections import UserDict
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -94,7 +98,7 @@ def same(found: dict[str, Any], expected: dict[str, Any], bound: float = 1e-12) 
 
 def in_chunks(aligner: Aligner, batch: Any, bounds: list[int], **options: Any) -> Any:
     """What caching must be equal to: all graphs at once, by the same pieces in the same order."""
-    from accel.alignment import slice_rows
+    from accel.alignment.inputs import slice_rows
 
     embeddings = {}
     for name, inputs in batch.items():
@@ -125,7 +129,7 @@ def test_every_gradient_is_that_of_one_piece(chunk_size: int, loss: str) -> None
 
 @pytest.mark.parametrize("whole_rows", [True, False])
 def test_absent_modalities_groups_and_negatives(whole_rows: bool) -> None:
-    from accel.alignment import select_rows
+    from accel.alignment.inputs import select_rows
 
     aligner, batch = aligner_of(duplicates="ignore"), batch_of(9)
     presence = torch.rand(9, 3, generator=torch.Generator().manual_seed(3)) > 0.4
@@ -152,7 +156,7 @@ def test_openclips_loop_has_the_scale_gradient_k_times_and_ours_has_it_once() ->
     aligner(batch).loss.backward()
     exact = gradients_of(aligner)
     bounds = [0, 2, 4, 6, 8]
-    from accel.alignment import slice_rows
+    from accel.alignment.inputs import slice_rows
 
     with torch.no_grad():
         kept = {name: aligner.encode(name, inputs) for name, inputs in batch.items()}
@@ -222,6 +226,59 @@ def test_a_locked_tower_and_one_that_two_modalities_share() -> None:
     same(gradients[1], gradients[0])
 
 
+class Skipping(nn.Module):
+    """A base that is frozen and, for rows that ask for it, an adapter; or a layer that drops."""
+
+    def __init__(self, *, draws: bool) -> None:
+        super().__init__()
+        self.base, self.adapter = nn.Linear(5, 6).requires_grad_(False), nn.Linear(5, 6)
+        self.draws, self.graphs = draws, list[bool]()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        skips = bool(torch.rand(()) < 0.5 if self.draws else inputs[0, 0] < 0)
+        if torch.is_grad_enabled():
+            self.graphs.append(not skips)
+        return self.base(inputs) if skips else self.base(inputs) + self.adapter(inputs)
+
+
+@pytest.mark.parametrize("draws", [True, False], ids=["layer drop", "adapter"])
+def test_chunks_without_a_graph_leave_the_gradients_of_others(draws: bool) -> None:
+    aligner, batch = aligner_of(), batch_of(9)
+    encoder = aligner.encoders["image"] = Skipping(draws=draws).double()
+    batch["image"][[0, 3, 6], 0] = torch.tensor([-1.0, 1.0, -1.0]).double()
+    gradients = []
+    for run in (partial(in_chunks, bounds=[0, 3, 6, 9]), partial(cached, chunk_size=3)):
+        torch.manual_seed(0)
+        run(aligner, batch).loss.backward()
+        gradients.append(gradients_of(aligner))
+    half = len(encoder.graphs) // 2
+    assert encoder.graphs[:half] == encoder.graphs[half:]
+    assert not encoder.graphs[0]
+    assert any(encoder.graphs)
+    assert gradients[0]["encoders.image.adapter.weight"].norm() > 0.01
+    same(gradients[1], gradients[0])
+
+
+def test_chunks_after_one_without_a_graph_are_compared_too() -> None:
+    aligner, batch = aligner_of(), batch_of(9)
+    aligner.encoders["image"] = Skipping(draws=False).double()
+    batch["image"][[0, 3, 6], 0] = torch.tensor([-1.0, 1.0, -1.0]).double()
+    output = cached(aligner, batch, chunk_size=3)
+    with torch.no_grad():
+        aligner.encoders["image"].adapter.bias.add_(1.0)
+    with pytest.raises(RuntimeError, match="second run of the encoder of 'image'"):
+        output.loss.backward()
+
+
+def test_of_a_locked_tower_one_chunk_is_run_again() -> None:
+    aligner, batch = aligner_of(), batch_of(9)
+    aligner.encoders["image"].requires_grad_(False)
+    runs: list[bool] = []
+    aligner.encoders["image"].register_forward_hook(lambda *_: runs.append(torch.is_grad_enabled()))
+    cached(aligner, batch, chunk_size=3).loss.backward()
+    assert runs == [False, False, False, True]
+
+
 # --- the second pass is the first again ----------------------------------------------------------
 
 
@@ -258,6 +315,73 @@ def test_parameters_that_changed_before_the_backward_are_an_error() -> None:
         aligner.encoders["audio"].left.weight.mul_(1.5)
     with pytest.raises(RuntimeError, match="'audio'"):
         output.loss.backward()
+
+
+@dataclasses.dataclass
+class Tokens:
+    """A batch of a class of its own."""
+
+    ids: Tensor
+    mask: Tensor
+
+    def __getitem__(self, key: str) -> Tensor:
+        return getattr(self, key)
+
+
+def test_inputs_that_changed_in_place_are_an_error_however_little(device) -> None:
+    aligner = aligner_of(dtype=torch.float32).to(device.torch_device)
+    for form in (dict, UserDict, lambda text: Tokens(**text)):
+        batch = batch_of(7, torch.float32, device.torch_device)
+        batch["text"] = form(batch["text"])
+        tensors = batch["text"]["mask"], batch["image"][2:3], batch["audio"][1]  # one is a view
+        for name, tensor in zip(batch, tensors, strict=True):
+            with torch.autocast(device.torch_device.type, torch.bfloat16):
+                output = cached(aligner, batch, chunk_size=3)
+            tensor.mul_(tensor != 1e9)  # by one: no distance tells
+            with pytest.raises(RuntimeError, match=rf"input of '{name}'.*changed in place"):
+                output.loss.backward()
+    assert all(one is None for one in gradients_of(aligner).values())
+    cached(aligner, batch, chunk_size=3).loss.backward()
+    batch["image"].zero_()
+
+
+def test_a_change_of_what_was_not_encoded_is_none() -> None:
+    """Rows of the samples that are present are a copy."""
+    aligner, batch = aligner_of(), batch_of()
+    presence = torch.ones(7, 3, dtype=torch.bool)
+    presence[2, 1] = False
+    options = {"presence": presence}
+    aligner(batch, **options).loss.backward()
+    wanted = gradients_of(aligner)
+    output = cached(aligner, batch, chunk_size=3, **options)
+    batch["image"].zero_()
+    output.loss.backward()
+    same(gradients_of(aligner), wanted)
+
+
+def test_inference_tensors_have_no_version_and_are_taken() -> None:
+    aligner, batch = aligner_of(), batch_of()
+    aligner(batch).loss.backward()
+    wanted = gradients_of(aligner)
+    with torch.inference_mode():
+        batch["image"] = batch["image"].clone()
+    aligner.encoders["image"][0].requires_grad_(False)  # autograd would keep the input
+    cached(aligner, batch, chunk_size=3).loss.backward()
+    found = gradients_of(aligner)
+    frozen = {name: None for name in wanted if name.startswith("encoders.image.0.")}
+    assert len(frozen) == 2
+    same(found, {**wanted, **frozen})
+
+
+def test_an_encoder_that_changes_its_inputs_is_an_error() -> None:
+    class Halving(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return super().forward(inputs.mul_(1.0001))
+
+    aligner = aligner_of(dtype=torch.float32)
+    aligner.encoders["image"] = Halving(5, 6)
+    with pytest.raises(RuntimeError, match=r"'image'.*must not change its inputs"):
+        cached(aligner, batch_of(7, torch.float32), chunk_size=3).loss.backward()
 
 
 def test_batch_norm_normalises_chunks_and_counts_each_once() -> None:
@@ -418,6 +542,41 @@ def test_autocast_of_the_first_pass_holds_in_the_second(device) -> None:
     same(gradients[1], gradients[0], 1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_parameters_of_16_bits_have_sums_over_chunks_of_32(dtype: torch.dtype, device) -> None:
+    where, count = device.torch_device, 256
+    torch.manual_seed(0)
+    encoders = {"a": nn.Linear(16, 8).to(dtype), "b": nn.Linear(16, 8).to(dtype)}
+    aligner = Aligner(encoders, dim=8).to(where)
+    g = torch.Generator().manual_seed(0)
+    batch = {name: (torch.randn(count, 16, generator=g) + 3).to(where, dtype) for name in "ab"}
+    exact = copy.deepcopy(aligner).cpu().double()
+    exact({name: one.cpu().double() for name, one in batch.items()}).loss.backward()
+    wanted = gradients_of(exact)
+    errors = {}
+    for chunk_size in (count, 16, 1):
+        cached(aligner, batch, chunk_size=chunk_size).loss.backward()
+        assert all(one.grad.dtype == one.dtype for one in aligner.parameters())
+        found = gradients_of(aligner)
+        errors[chunk_size] = max(
+            float((found[n].cpu().double() - one).norm() / one.norm())
+            for n, one in wanted.items()
+            if "encoders" in n
+        )
+    assert errors[count] < 4 * torch.finfo(dtype).eps
+    assert max(errors.values()) <= 1.5 * errors[count], errors
+
+
+def test_a_gradient_is_of_the_dtype_that_its_parameter_asks_for() -> None:
+    aligner, batch = aligner_of(dtype=torch.float32), batch_of(7, torch.float32)
+    wide = aligner.encoders["image"].bfloat16()[0].weight
+    wide.grad_dtype = torch.float32
+    batch["image"] = batch["image"].bfloat16()
+    cached(aligner, batch, chunk_size=1).loss.backward()
+    assert wide.grad.dtype == torch.float32
+    assert not torch.equal(wide.grad, wide.grad.bfloat16().float())
+
+
 def test_the_portable_region_holds_in_the_second_pass_and_only_there() -> None:
     aligner, batch = aligner_of(dtype=torch.float32), batch_of(7, torch.float32)
     seen: list[tuple[bool, bool]] = []
@@ -521,6 +680,33 @@ def test_mistakes() -> None:
     loss = cached(aligner, batch, chunk_size=2).loss
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(loss, list(aligner.parameters()), create_graph=True)
+
+
+def test_lazy_modules_are_run_once_before() -> None:
+    encoders = {"a": nn.Sequential(nn.LazyLinear(6), nn.LazyBatchNorm1d()), "b": nn.Linear(2, 6)}
+    aligner = Aligner(encoders, dim=6)
+    ran: list[int] = []
+    aligner.encoders["b"].register_forward_hook(lambda *_: ran.append(1))
+    batch = {"a": torch.randn(7, 4), "b": torch.randn(7, 2)}
+    for run in (CachedAligner(aligner, 3), lambda one: cached(aligner, one, chunk_size=3)):
+        with pytest.raises(
+            ValueError, match=r"encoders\.a\.0\.weight.*call the aligner once first"
+        ):
+            run(batch)
+    assert not ran
+    with torch.no_grad():
+        aligner(batch)
+    cached(aligner, batch, chunk_size=3).loss.backward()
+    assert aligner.encoders["a"][0].weight.grad.norm() > 0
+
+
+def test_an_input_of_a_class_of_its_own_that_requires_a_gradient() -> None:
+    aligner, batch = aligner_of(), batch_of()
+    weights = torch.ones(7, 4, dtype=torch.float64, requires_grad=True)
+    for form in (UserDict, lambda text: Tokens(**text)):
+        text = form({**batch["text"], "mask": weights})
+        with pytest.raises(ValueError, match="'text' requires a gradient"):
+            cached(aligner, {**batch, "text": text}, chunk_size=3)
 
 
 def test_without_gradients_it_is_encoding_in_chunks() -> None:

@@ -252,6 +252,7 @@ def test_what_one_rank_does_otherwise_is_an_error_on_every_rank(said, ranks) -> 
     other = "rank 1 cannot take part in the loss: "
     shapes = "ValueError: embeddings must be x [N, D] and y [M, D], not "
     dtypes = "TypeError: x and y must have one dtype, not "
+    learned = "what is learned besides embeddings"
     one_by_one = "do not belong together one by one: give a pairing"
     on_rank_1 = {
         "x and y": f"{shapes}[2, 4] and [2, 3]",
@@ -271,6 +272,9 @@ def test_what_one_rank_does_otherwise_is_an_error_on_every_rank(said, ranks) -> 
         "pairing": f"{alike}the pairing is none on rank 0 and given on rank 1",
         "guide": f"{alike}the guide is none on rank 0 and torch.float32 4 on rank 1",
         "hardness": f"{alike}hardness is 0.0 on rank 0 and 1.0 on rank 1",
+        "direction": f"{alike}direction is x_to_y on rank 0 and y_to_x on rank 1",
+        "learned scale": f"{alike}{learned} is nothing on rank 0 and scale on rank 1",
+        "learned bias": f"{alike}{learned} is bias on rank 0 and nothing on rank 1",
         "gradient mode": f"{alike}the gradient mode is on on rank 0 and off on rank 1",
         "second derivative": "RuntimeError: a loss over the batch of all ranks has no second "
         "derivative: call backward without create_graph=True",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from accel.alignment.evaluation.health import (
     alignment_distance,
+    broken_rows,
     effective_rank,
     mean_cosine,
     measure_health,
@@ -117,6 +118,47 @@ def test_pairs_against_formulas_with_presence() -> None:
     assert found.modalities["y"] == modality_health(y[presence[:, 1]], chunk_size=16)
     only = measure_health({"x": x, "y": y, "z": z}, pairs=[("z", "x")])
     assert set(only.pairs) == {"z-x"}
+
+
+def test_presence_by_name() -> None:
+    rows = {name: torch.randn(20, 4) for name in "xyz"}
+    presence = torch.rand(20, 3) < 0.7
+    named = {name: presence[:, i] for i, name in reversed(tuple(enumerate("xyz")))}
+    assert measure_health(rows, presence=named) == measure_health(rows, presence=presence)
+    for wrong, message in (
+        ({"x": named["x"]}, "must name each modality, x, y, z; it names x"),
+        ({**named, "w": named["x"]}, "it names z, y, x, w"),
+        ({**named, "y": named["y"][:3]}, r"'y' must be bool \[20\], got torch.bool \[3\]"),
+        ({**named, "y": named["y"].float()}, "got torch.float32"),
+        ({**named, "y": [True] * 20}, "got list"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            measure_health(rows, presence=wrong)
+    with pytest.raises(TypeError, match="a mapping from modality to one, got list"):
+        measure_health(rows, presence=[True] * 20)
+
+
+def test_rows_without_a_direction_can_be_left_out() -> None:
+    rows = {name: torch.randn(20, 4) for name in "xy"}
+    rows["x"][[2, 5]], rows["y"][5] = math.nan, 0.0
+    with pytest.raises(ValueError, match="2 of 20 rows of x"):
+        measure_health(rows)
+    lost = broken_rows(rows)
+    assert {name: of.nonzero().flatten().tolist() for name, of in lost.items()} == {
+        "x": [2, 5], "y": [5]
+    }  # fmt: skip
+    left = {name: ~of for name, of in lost.items()}
+    assert measure_health(rows, broken="leave_out") == measure_health(rows, presence=left)
+    # An absent row is not broken.
+    absent = {"x": torch.arange(20) != 2, "y": torch.arange(20) < 5}
+    lost = broken_rows(rows, absent)
+    assert lost["x"].nonzero().flatten().tolist() == [5]
+    assert not lost["y"].any()
+    both = {name: of & ~lost[name] for name, of in absent.items()}
+    found = measure_health(rows, presence=absent, broken="leave_out")
+    assert found == measure_health(rows, presence=both)
+    with pytest.raises(ValueError, match="broken must be"):
+        measure_health(rows, broken="ignore")
 
 
 def test_extremes_and_layouts() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections import UserDict
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +230,91 @@ def test_a_graph_is_kept_from_the_first_unlocked_block_on():
     tower(x).sum().backward()
     assert seen == [False, False, True]
     assert x.grad is None
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Inputs that pytree does not open, with a field that the constructor does not take."""
+
+    pixels: torch.Tensor
+    more: dict[str, Any]
+    scale: float = 2.0
+    total: torch.Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "total", self.pixels.sum())
+
+
+class Reader(Tower):
+    """A tower that takes structures."""
+
+    def forward(self, batch, *, flag=False):
+        self.seen = batch
+        if isinstance(batch, Patches):
+            x = batch.pixels * batch.scale + batch.total + batch.more["bias"][0]
+        elif isinstance(batch, Waves):
+            x = batch.samples
+        else:
+            x = batch["x"]
+        return super().forward(x)
+
+
+@dataclass
+class Waves:
+    """One tensor."""
+
+    samples: torch.Tensor
+
+
+@pytest.mark.parametrize("unlocked", [0, 1])
+@pytest.mark.parametrize("kind", ["dict", "UserDict", "dataclass", "nested", "in a list"])
+def test_no_gradient_reaches_inputs_in_any_structure(unlocked, kind):
+    leaves = [torch.randn(5, 8, requires_grad=True) for _ in range(2)]
+    batch = {
+        "dict": {"x": leaves[0]},
+        "UserDict": UserDict(x=leaves[0]),
+        "dataclass": Waves(leaves[0]),
+        "nested": Patches(leaves[0], {"bias": [leaves[1]]}),
+        "in a list": {"x": leaves[0], "others": [Waves(leaves[1]), (UserDict(a=leaves[1]), 3)]},
+    }[kind]
+    tower = locked(Reader(), unlocked)
+    out = tower(batch)
+    assert out.requires_grad == bool(unlocked)
+    if not unlocked:
+        return
+    assert type(tower.seen) is type(batch)
+    (out.sum() + sum(one.sum() for one in leaves) * 0).backward()  # the leaves' own is zero
+    assert tower.blocks[2][0].weight.grad is not None
+    assert all(not one.grad.any() for one in leaves)
+    if kind == "in a list":
+        assert not tower.seen["others"][0].samples.requires_grad
+        assert not tower.seen["others"][1][0]["a"].requires_grad
+        assert batch["others"][0].samples is leaves[1]  # the caller's own stays as it is
+
+
+def test_inputs_without_a_graph_are_handed_on_as_they_are():
+    tower, waves = locked(Reader(), 1), Waves(torch.randn(5, 8))
+    tower(waves)
+    assert tower.seen is waves
+
+
+def test_a_compiled_parent_of_what_is_partly_unlocked():
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tower = locked(Reader(), 1)
+
+        def forward(self, x):
+            return self.tower(Waves(x * 2), flag=True)
+
+    model = Head().eval()
+    model.tower.train(False)
+    x = torch.randn(5, 8, requires_grad=True)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), model(x))
+    compiled(x).sum().backward()
+    assert x.grad is None
+    assert model.tower.blocks[2][0].weight.grad is not None
 
 
 def test_blocks_of_a_sequential_and_by_name():

@@ -16,6 +16,7 @@ from accel.alignment import (
     matched_pairs,
     with_negatives,
 )
+from accel_kernels.contrastive_loss import operators
 from tests.alignment_reference import leaves, plain_sigmoid, plain_softmax
 
 DIRECTIONS = ("both", "x_to_y", "y_to_x")
@@ -178,6 +179,64 @@ def test_extreme_scales(scale, device):
     torch.testing.assert_close(loss.cpu().double(), plain, rtol=1e-5, atol=1e-6)
     (gradient,) = torch.autograd.grad(loss, narrow)
     assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("norm", [1e2, 1e3, 1e5, 1e8])
+def test_gradients_of_rows_that_are_not_normalised(norm, device):
+    """Log-sum-exps of any size: as near to float64 as cross-entropy in float32."""
+    squares = [0.0, 0.0, 0.0]
+    for seed in range(6):
+        made = torch.Generator().manual_seed(seed)
+        x, y = (F.normalize(torch.randn(16, 32, generator=made), dim=-1) for _ in range(2))
+        x *= norm
+        exact = cross_entropy_gradient(x.double(), y.double())
+        leaf = x.to(device.torch_device).requires_grad_()
+        loss = contrastive_loss(leaf, y.to(device.torch_device), scale=1.0)
+        mine = torch.autograd.grad(loss, leaf)[0].cpu()
+        for n, one in enumerate((exact, mine - exact, cross_entropy_gradient(x, y) - exact)):
+            squares[n] += float(one.double().square().sum())
+    size, error, plain = (square**0.5 for square in squares)
+    assert error <= 2 * plain + 1e-6 * size
+
+
+def cross_entropy_gradient(x, y):
+    leaf, labels = x.clone().requires_grad_(), torch.arange(len(x))
+    logits = leaf @ y.T
+    loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+    return torch.autograd.grad(loss, leaf)[0]
+
+
+@pytest.mark.parametrize("sides", ["both", "x_to_y"])
+def test_normalised_rows_go_through_their_logits_twice(sides, monkeypatch):
+    """At the highest scale, untrained: a third time is for rows that are far from norm 1."""
+    known, asked = operators.passes_of("cpu"), []
+
+    def softmax(*given):
+        asked.append(given)
+        return known.softmax(*given)
+
+    monkeypatch.setitem(operators._passes, "cpu", known._replace(softmax=softmax))
+    for norm, passes in ((1.0, 1), (100.0, 2)):
+        x, y = (one.detach().requires_grad_() for one in leaves(40, 40, 64))
+        loss = contrastive_loss(norm * x, y, scale=100.0, direction=sides, backend="cpu")
+        loss.backward()
+        assert len(asked) == passes
+        asked.clear()
+
+
+def test_float16_gradients_of_a_sigmoid_loss_are_of_the_mean(device):
+    """Of the sum of 2048 rows alike they are beyond float16, divided by them they are not."""
+    found = []
+    for dtype in (torch.float16, torch.float32):
+        x, y = (
+            torch.full((2048, 4), 0.5, dtype=dtype, device=device.torch_device, requires_grad=True)
+            for _ in range(2)
+        )
+        loss = contrastive_loss(x, y, scale=100.0, bias=-95.0, kind="sigmoid")
+        found.append(torch.autograd.grad(loss, (x, y)))
+        assert {one.dtype for one in found[-1]} == {dtype}
+    for low, exact in zip(*found, strict=True):
+        torch.testing.assert_close(low.float(), exact, rtol=1e-3, atol=0.0)
 
 
 def test_a_loss_near_zero_keeps_its_precision_in_float32():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from accel.alignment.evaluation.collapse import Collapse, CollapseError, CollapseLimits
 from accel.alignment.evaluation.health import alignment_distance, mean_cosine
@@ -219,6 +220,48 @@ def test_partners_by_presence() -> None:
             CollapseMonitor().update({"x": x, "y": y}, presence=wrong)
 
 
+@pytest.mark.parametrize("holes", ["first", "even", "most"])
+def test_the_first_rows_that_are_present_are_read(holes: str) -> None:
+    """Where the first rows of a modality are absent, the ones behind them are read."""
+    presence, numbers = torch.ones(256, 2, dtype=torch.bool), torch.arange(256)
+    there = {"first": numbers >= 64, "even": numbers % 2 == 1, "most": numbers >= 250}[holes]
+    presence[:, 1] = there
+    monitor = CollapseMonitor(interval=10, rows=256)
+
+    def batch(spread: float) -> dict[str, Tensor]:
+        return {"a": rows(1.0, n=256), "b": rows(spread, n=256, towards=1)}
+
+    found = []
+    for step in range(51):
+        given = batch(1.0 if step == 0 else 1e-2)
+        given["b"][~there] = math.nan  # whatever an encoder makes of what is absent
+        found += monitor.update(given, presence=presence)
+        if step == 1:
+            kept = monitor._kept[0]
+            first = there.nonzero().flatten()[:26]
+            assert torch.equal(kept.samples["b"], first)
+            assert torch.equal(kept.rows["b"], given["b"][first])
+            assert torch.equal(kept.rows["a"], given["a"][:26])
+    read = [reading.modalities["b"].rows for reading in monitor.history]
+    share = min(26, int(there.sum()))
+    assert read == [int(there.sum()), *[10 * share] * 5]
+    assert found == []  # they keep apart: no collapse
+
+    alone = CollapseMonitor(limits=CollapseLimits(apart=1e9))
+    for step in range(51):
+        alone.update(batch(1.0 if step == 0 else 1e-2), presence=presence)
+    assert [(event.rule, event.modality) for event in alone.events] == [("spread", "b")]
+
+
+def test_a_modality_that_is_absent_altogether() -> None:
+    monitor, presence = CollapseMonitor(interval=1), torch.ones(8, 2, dtype=torch.bool)
+    presence[:, 1] = False
+    for batch in ({"a": rows(1.0, 8), "b": rows(1.0, 8)}, {"a": rows(1.0, 8), "b": rows(1.0, 0)}):
+        assert monitor.update(batch, presence=presence) == []
+        assert monitor.history[-1].modalities["b"].rows == 0
+        assert math.isnan(monitor.history[-1].alignment["a-b"])
+
+
 class Seen(TorchDispatchMode):
     """Notes the operators that run."""
 
@@ -231,6 +274,16 @@ class Seen(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class SeenOfEmbeddings(Seen):
+    """Only those that take embeddings, which are the only floating-point tensors."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = tree_leaves((args, kwargs))
+        if any(isinstance(one, Tensor) and one.is_floating_point() for one in given):
+            self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
 def test_between_readings_no_device_is_waited_for(device) -> None:
     """Only views and copies of a few rows: nothing is read, compared or moved."""
     monitor = CollapseMonitor(interval=10)
@@ -240,6 +293,13 @@ def test_between_readings_no_device_is_waited_for(device) -> None:
         for _ in range(9):
             monitor.update(batch)
     assert seen.names <= {"detach", "slice", "clone", "arange", "alias"}, seen.names
+    presence = torch.rand(512, 2) < 0.5
+    other = CollapseMonitor(interval=10)
+    other.update(batch, presence=presence)
+    with SeenOfEmbeddings() as of_embeddings:
+        for _ in range(9):
+            other.update(batch, presence=presence)
+    assert of_embeddings.names <= {"detach", "slice", "cat", "alias"}, of_embeddings.names
     assert len(monitor.history) == 1
     kept = sum(step.rows["x"].shape[0] for step in monitor._kept)
     assert kept <= 256

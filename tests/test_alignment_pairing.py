@@ -28,6 +28,30 @@ def test_aligned_pairs():
     assert pairing.x_sample.tolist() == pairing.y_sample.tolist() == [0, 1, 2, 3]
     assert pairing.x_sample.dtype == torch.int64
     assert aligned_pairs(0).x_sample.shape == (0,)
+    later = aligned_pairs(3, first=4)
+    assert later.x_sample.tolist() == later.y_sample.tolist() == [4, 5, 6]
+    with pytest.raises(ValueError, match="at least 0, not -1: negative numbers stand for absent"):
+        aligned_pairs(3, first=-1)
+
+
+def test_in_a_pairing_of_ones_own_only_one_number_is_absent():
+    """Every place that asks whether a row is there asks the same."""
+    x, y = leaves(4, 4)
+    sample = torch.tensor([0, -2, ABSENT, 7])
+    raw, other = Pairing(sample, sample), aligned_pairs(4)
+    other = other._replace(x_sample=torch.where(sample == ABSENT, ABSENT, other.x_sample))
+    (of_x, has_x), (of_y, has_y) = partner_similarities(x, y, raw)
+    assert has_x.tolist() == has_y.tolist() == [True, True, False, True]
+    torch.testing.assert_close(of_x[1], x[1] @ y[1])
+    torch.testing.assert_close(of_y[1], x[1] @ y[1])
+    thresholds = guided(raw, x.detach(), y.detach()).guide.x_threshold
+    assert thresholds.isinf().tolist() == [False, False, True, False]
+    for kind in ("softmax", "sigmoid"):
+        found, expected = (
+            contrastive_loss(x, y, scale=3.0, kind=kind, pairing=pairing)
+            for pairing in (raw, other._replace(y_sample=other.x_sample))
+        )
+        torch.testing.assert_close(found, expected)
 
 
 def test_matched_pairs_mark_every_negative_number_as_absent():

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import UserDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
-from accel.alignment import row_count, select_rows, slice_rows
+from accel.alignment.inputs import row_count, select_rows, slice_rows
 from accel.alignment.pairs import by_pair, check_modalities, resolve_pairs, resolve_weights
 from accel.alignment.presence import find_presence
 
@@ -181,6 +181,26 @@ def same(one, other):
 
 
 T = torch.arange(8).reshape(4, 2)
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A field that the constructor does not take."""
+
+    samples: torch.Tensor
+    mask: torch.Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mask", self.samples > 3)
+
+
+def test_fields_that_the_constructor_does_not_take_are_chosen_as_well():
+    given = Masked(T)
+    object.__setattr__(given, "mask", T > 4)  # by whoever made it
+    found = select_rows(given, torch.tensor([2, 0]))
+    assert torch.equal(found.samples, T[[2, 0]])
+    assert torch.equal(found.mask, T[[2, 0]] > 4)
+    assert torch.equal(slice_rows(given, 1, 3).mask, T[1:3] > 4)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from accel import alignment
+from accel.alignment.evaluation import retrieval
 from accel.alignment.evaluation.health import modality_health
 from accel.alignment.evaluation.ranking import nearest, retrieval_ranks
 from accel.alignment.evaluation.retrieval import (
@@ -242,6 +244,32 @@ def test_all_pairs_with_presence_and_emergent_ones() -> None:
     assert grouped[0].found.ranks.tolist() == brute(rows["text"], rows["image"], right)
     with pytest.raises(ValueError, match="without embeddings: smell"):
         retrieve_all_pairs(rows, trained=[("text", "smell")])
+
+
+def test_a_sample_in_no_group_is_its_own_target() -> None:
+    rows = {"x": torch.eye(4), "y": torch.eye(4)}
+    groups = torch.tensor([-1, -1, -1, 5])
+    for one in retrieve_all_pairs(rows, groups=groups):
+        assert (one.found.queries, one.found.left_out, one.found.recall[1]) == (4, 0, 1.0)
+        assert one.found.chance[1] == pytest.approx(1 / 4)  # and no other's
+    x, y = (torch.randn(60, 5, dtype=torch.float64) for _ in range(2))
+    groups = torch.randint(-3, 6, (60,))
+    groups[:2] = torch.tensor([torch.iinfo(torch.int64).max, torch.iinfo(torch.int64).min])
+    presence = torch.rand(60, 2) < 0.8
+    right = (groups[:, None] == groups[None]) & (groups >= 0) | torch.eye(60, dtype=torch.bool)
+    right = right[presence[:, 0]][:, presence[:, 1]]
+    there, back = retrieve_all_pairs({"x": x, "y": y}, groups=groups, presence=presence)
+    x, y = x[presence[:, 0]], y[presence[:, 1]]
+    assert there.found.ranks.tolist() == brute(x, y, right)
+    assert back.found.ranks.tolist() == brute(y, x, right.T)
+    for wrong in (groups[:59], groups.double()):
+        with pytest.raises(ValueError, match=r"groups must be int64 \[60\]"):
+            retrieve_all_pairs({"x": torch.randn(60, 2), "y": torch.randn(60, 2)}, groups=wrong)
+
+
+def test_each_name_has_one_home() -> None:
+    assert alignment.nearest is nearest
+    assert "nearest" not in vars(retrieval)
 
 
 def test_nearest_orders_ties_by_place_and_nan_last() -> None:

@@ -3,12 +3,9 @@
 from accel.alignment.aligner import Aligner as Aligner
 from accel.alignment.caching.aligner import CachedAligner as CachedAligner
 from accel.alignment.caching.aligner import cached as cached
-from accel.alignment.evaluation.collapse import Collapse as Collapse
 from accel.alignment.evaluation.collapse import CollapseError as CollapseError
 from accel.alignment.evaluation.collapse import CollapseLimits as CollapseLimits
 from accel.alignment.evaluation.health import Health as Health
-from accel.alignment.evaluation.health import ModalityHealth as ModalityHealth
-from accel.alignment.evaluation.health import PairHealth as PairHealth
 from accel.alignment.evaluation.health import alignment_distance as alignment_distance
 from accel.alignment.evaluation.health import effective_rank as effective_rank
 from accel.alignment.evaluation.health import mean_cosine as mean_cosine
@@ -18,15 +15,9 @@ from accel.alignment.evaluation.health import modality_health as modality_health
 from accel.alignment.evaluation.health import uniformity as uniformity
 from accel.alignment.evaluation.monitor import CollapseMonitor as CollapseMonitor
 from accel.alignment.evaluation.page import TrainingReport as TrainingReport
-from accel.alignment.evaluation.page import page_of as page_of
 from accel.alignment.evaluation.page import write_page as write_page
-from accel.alignment.evaluation.projection_map import ProjectionMap as ProjectionMap
 from accel.alignment.evaluation.projection_map import principal_map as principal_map
 from accel.alignment.evaluation.ranking import nearest as nearest
-from accel.alignment.evaluation.ranking import retrieval_ranks as retrieval_ranks
-from accel.alignment.evaluation.reading import Reading as Reading
-from accel.alignment.evaluation.retrieval import BothWays as BothWays
-from accel.alignment.evaluation.retrieval import PairRetrieval as PairRetrieval
 from accel.alignment.evaluation.retrieval import Retrieval as Retrieval
 from accel.alignment.evaluation.retrieval import retrieve as retrieve
 from accel.alignment.evaluation.retrieval import retrieve_all_pairs as retrieve_all_pairs
@@ -34,9 +25,6 @@ from accel.alignment.evaluation.retrieval import retrieve_both_ways as retrieve_
 from accel.alignment.evaluation.zero_shot import ZeroShot as ZeroShot
 from accel.alignment.evaluation.zero_shot import class_prototypes as class_prototypes
 from accel.alignment.evaluation.zero_shot import zero_shot_accuracy as zero_shot_accuracy
-from accel.alignment.inputs import row_count as row_count
-from accel.alignment.inputs import select_rows as select_rows
-from accel.alignment.inputs import slice_rows as slice_rows
 from accel.alignment.loss import contrastive_loss as contrastive_loss
 from accel.alignment.normalization import normalized as normalized
 from accel.alignment.onnx_export import export_onnx as export_onnx
@@ -50,7 +38,6 @@ from accel.alignment.pairing import with_negatives as with_negatives
 from accel.alignment.projection import LinearProjection as LinearProjection
 from accel.alignment.projection import MlpProjection as MlpProjection
 from accel.alignment.ranks.global_batch import first_sample as first_sample
-from accel.alignment.ranks.global_batch import sum_over_ranks as sum_over_ranks
 from accel.alignment.temperature import Bias as Bias
 from accel.alignment.temperature import Temperature as Temperature
 from accel.alignment.transfer.decay import CosineDecay as CosineDecay
@@ -68,9 +55,7 @@ __all__ = [
     "Aligner",
     "AlignmentOutput",
     "Bias",
-    "BothWays",
     "CachedAligner",
-    "Collapse",
     "CollapseError",
     "CollapseLimits",
     "CollapseMonitor",
@@ -80,12 +65,7 @@ __all__ = [
     "Health",
     "LinearProjection",
     "MlpProjection",
-    "ModalityHealth",
-    "PairHealth",
-    "PairRetrieval",
     "Pairing",
-    "ProjectionMap",
-    "Reading",
     "Retrieval",
     "Temperature",
     "TrainingReport",
@@ -110,17 +90,11 @@ __all__ = [
     "modality_health",
     "nearest",
     "normalized",
-    "page_of",
     "principal_map",
     "relational_loss",
-    "retrieval_ranks",
     "retrieve",
     "retrieve_all_pairs",
     "retrieve_both_ways",
-    "row_count",
-    "select_rows",
-    "slice_rows",
-    "sum_over_ranks",
     "uniformity",
     "unlock",
     "with_negatives",

@@ -27,7 +27,7 @@ from accel.alignment.pairs import (
     resolve_pairs,
     resolve_weights,
 )
-from accel.alignment.presence import UNPAIRED, Presence, Unpaired, find_presence
+from accel.alignment.presence import UNPAIRED, PairRows, Presence, Unpaired, find_presence
 from accel.alignment.projection import ProjectionKind, check_embedding, make_projections
 from accel.alignment.ranks.forms import FORMS, Form, Ranks
 from accel.alignment.scales import Given, pair_numbers
@@ -234,12 +234,14 @@ class Aligner(nn.Module):
             guides: `[B, E]`, a frozen model's embedding of each sample, or by modality; negatives
                 that it finds too similar are left out (`guided`).
             negatives: By modality, inputs of hard negatives: nobody's partner, and negatives for
-                every anchor of the other modality.
+                every anchor of the other modality. Those of the first modality of a pair are rows
+                of x, by whose number its sigmoid loss is divided.
 
         Raises:
             TypeError: A tensor has the wrong dtype or device.
             ValueError: Modalities are unknown, numbers of rows do not fit, no pair occurs, or an
-                embedding is not finite and `check` is on. With several ranks, on every rank.
+                embedding is not finite and `check` is on. With several ranks, on every rank, and
+                also where options differ, or an encoder of another rank raises whatever it does.
             RuntimeError: The form is of several ranks, and there is no process group.
         """
         embeddings, hard = self._ranks.attempt(
@@ -278,20 +280,17 @@ class Aligner(nn.Module):
             ValueError: As `forward`.
             RuntimeError: As `forward`.
         """
-        compact, found, extras = self._ranks.attempt(
+        compact, found, extras, rows = self._ranks.attempt(
             lambda: self._prepared(embeddings, presence, groups, guides, negatives)
         )
-        rows = {pair: found.rows_of(pair, self.unpaired) for pair in self.pairs}
+        scales, biases = self.temperatures.of(self.pairs), self.biases.of(self.pairs)
         names = [pair_name(pair) for pair in self.pairs]
         counts, first = self._ranks.joined(
-            f"{self.kind} losses of {', '.join(names)}",
-            [one.both for one in rows.values()],
-            found.size,
+            self._terms(scales, biases), [one.both for one in rows.values()], found.size
         )
         if not any(counts):
             raise ValueError(_nothing_to_compare(names, found))
         options = self._options._replace(first_sample=first)
-        scales, biases = self.temperatures.of(self.pairs), self.biases.of(self.pairs)
         losses = {}
         for name, (pair, chosen), count in zip(names, rows.items(), counts, strict=True):
             x, y, scale, bias = compact[pair[0]], compact[pair[1]], scales[name], biases.get(name)
@@ -316,8 +315,8 @@ class Aligner(nn.Module):
         groups: Tensor | None,
         guides: Tensor | Mapping[str, Tensor] | None,
         negatives: Mapping[str, Tensor] | None,
-    ) -> tuple[dict[str, Tensor], Presence, Extras]:
-        """The present rows, who is present, and what else the batch says; all checked."""
+    ) -> tuple[dict[str, Tensor], Presence, Extras, dict[Pair, PairRows]]:
+        """The present rows, who is present, what else the batch says, rows of pairs; checked."""
         check_rows(embeddings, self.modalities, self.dim)
         check_rows(negatives or {}, self.modalities, self.dim, "negatives")
         counts = {name: len(one) for name, one in embeddings.items()}
@@ -325,7 +324,36 @@ class Aligner(nn.Module):
         compact = _compact(embeddings, found, self.dim)
         if self.check:
             check_finite(compact, found)
-        return compact, found, Extras.of(found.size, self.modalities, groups, guides, negatives)
+        extras = Extras.of(found.size, self.modalities, groups, guides, negatives)
+        rows = {pair: found.rows_of(pair, self.unpaired) for pair in self.pairs}
+        return compact, found, extras, rows
+
+    def _terms(self, scales: Mapping[str, Tensor], biases: Mapping[str, Tensor]) -> dict[str, str]:
+        """What must be the same on every rank, in words.
+
+        Whose gradient is asked for too: it is added up over ranks, by all of them or by none.
+        """
+        if not self._ranks.several:
+            return {}
+        weights = (self._weights or {}).items()
+        learned = {
+            f"the {what} that is learned": [n for n, one in given.items() if one.requires_grad]
+            for what, given in (("temperature", scales), ("bias", biases))
+        }
+        return {
+            "loss": self.kind,
+            "pairs": ", ".join(map(pair_name, self.pairs)),
+            "form": self.form,
+            "direction": self.direction,
+            "unpaired": self.unpaired,
+            "weights": ", ".join(f"{name} {float(one)}" for name, one in weights) or "count",
+            "duplicates": self._options.duplicates,
+            "hardness": str(float(self._options.hardness)),
+            "margin": str(float(self._options.margin)),
+            "margin_strategy": self._options.margin_strategy,
+            "the gradient mode": "on" if torch.is_grad_enabled() else "off",
+            **{what: ", ".join(names) or "none" for what, names in learned.items()},
+        }
 
     def _pair_loss(self, part: PairBatch, scale: Tensor, bias: Tensor | None) -> Tensor:
         return contrastive_loss(

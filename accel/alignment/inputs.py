@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequenc
 from typing import Any
 
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 
 def row_count(inputs: Any) -> int | None:
@@ -56,6 +57,33 @@ def slice_rows(inputs: Any, start: int, stop: int) -> Any:
     return _each(inputs, lambda tensor: tensor[start:stop], lambda items: items[start:stop])
 
 
+def without_graph(inputs: Any) -> Any:
+    """The same inputs, whose tensors are detached from what made them.
+
+    Args:
+        inputs: Tensors in mappings, lists, tuples, dataclasses and what pytree knows, one in
+            another. What holds no tensor with a graph is handed on as it is.
+    """
+    return tree_map(_without_graph, inputs) if _has_graph(inputs) else inputs
+
+
+def _has_graph(inputs: Any) -> bool:
+    return any(
+        leaf.requires_grad if isinstance(leaf, Tensor) else _has_graph(_parts(leaf) or ())
+        for leaf in tree_leaves(inputs)
+    )
+
+
+def _without_graph(leaf: Any) -> Any:
+    """The same of what pytree does not open."""
+    if isinstance(leaf, Tensor):
+        return leaf.detach() if leaf.requires_grad else leaf
+    parts = _parts(leaf)
+    if not parts or not _has_graph(parts):
+        return leaf
+    return _rebuilt(leaf, {key: without_graph(one) for key, one in parts.items()})
+
+
 def _counts(inputs: Any) -> Iterable[int | None]:
     if isinstance(inputs, Tensor):
         yield inputs.shape[0] if inputs.dim() else None
@@ -99,7 +127,13 @@ def _rebuilt(inputs: Any, parts: dict[Any, Any]) -> Any:
         copied = copy.copy(inputs)
         copied.update(parts)
         return copied
-    return parts if isinstance(inputs, Mapping) else dataclasses.replace(inputs, **parts)
+    if isinstance(inputs, Mapping):
+        return parts
+    given = {one.name for one in dataclasses.fields(inputs) if one.init}
+    made = dataclasses.replace(inputs, **{key: parts[key] for key in parts if key in given})
+    for key in parts.keys() - given:  # which the constructor does not take; it may be frozen
+        object.__setattr__(made, key, parts[key])
+    return made
 
 
 def _is_sequence(inputs: Any) -> bool:

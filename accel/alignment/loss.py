@@ -62,7 +62,10 @@ def contrastive_loss(
         kind: `softmax` or `sigmoid`.
         direction: Whose rows are anchors; of the softmax.
         pairing: Who belongs together, what is no negative, what is absent; see
-            `accel.alignment.aligned_pairs` and its neighbours. None: row i belongs to row i.
+            `accel.alignment.aligned_pairs` and its neighbours. None: row i belongs to row i, of
+            the same rank. Over several ranks the pairing's numbers are those of all ranks, and
+            equal ones on two ranks make partners: number this rank's from
+            `accel.alignment.first_sample(count)` on, as `aligned_pairs(n, first=...)` does.
         form: Over which batch: `local`, this process's; `all_gather` or `ring`, that of all ranks,
             of which x and y are this rank's part.
         process_group: For the latter two; None: all processes.
@@ -78,7 +81,8 @@ def contrastive_loss(
     Raises:
         TypeError: Dtypes do not fit.
         ValueError: Shapes, devices or options do not fit, or no backend has that name.
-        RuntimeError: A form of several ranks is asked for where there is no process group.
+        RuntimeError: A form of several ranks is asked for where there is no process group, or a
+            derivative by forward-mode AD (`torch.func.jvp`).
         accel.BackendError: The named backend, or every backend, cannot serve the call.
     """
     check_choice("direction", direction, DIRECTIONS)
@@ -109,7 +113,7 @@ def _softmax(
         sums = softmax_sums(chosen.name, x, y, scale, *references, pairing)
     else:
         sums = global_softmax_sums(
-            chosen.passes, x, y, scale, *references, pairing, ranks.form, ranks.group
+            chosen.passes, x, y, scale, *references, pairing, ranks.form, ranks.group, direction
         )
     sides = []
     if direction != "y_to_x":

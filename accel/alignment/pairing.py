@@ -22,16 +22,29 @@ X_ALONE = torch.iinfo(torch.int64).max - 1
 Y_ALONE = torch.iinfo(torch.int64).max
 
 
-def aligned_pairs(n: int, device: torch.device | str | None = None) -> Pairing:
+def aligned_pairs(n: int, device: torch.device | str | None = None, first: int = 0) -> Pairing:
     """Row i of x belongs to row i of y.
+
+    In a loss over several ranks equal numbers make partners, on whichever ranks they are: with
+    `first` 0 everywhere, row i of one rank would be the partner of row i of every other. There give
+    `first=accel.alignment.first_sample(n)`, or the loss no pairing at all.
 
     Args:
         n: Rows of either side.
         device: Of the embeddings.
+        first: The number of the first row.
+
+    Raises:
+        ValueError: `n` or `first` is negative.
     """
     if n < 0:
         raise ValueError(f"aligned_pairs needs a number of rows, not {n}")
-    sample = torch.arange(n, device=device)
+    if first < 0:
+        raise ValueError(
+            f"aligned_pairs numbers rows from first on, which must be at least 0, not {first}: "
+            "negative numbers stand for absent rows"
+        )
+    sample = torch.arange(first, first + n, device=device)
     return Pairing(sample, sample)
 
 
@@ -212,7 +225,7 @@ def _first_partners(mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(mine), torch.zeros_like(mine, dtype=torch.bool)
     numbers, order = torch.sort(theirs, stable=True)
     place = torch.searchsorted(numbers, mine).clamp(max=len(theirs) - 1)
-    return order[place], (numbers[place] == mine) & (mine >= 0)
+    return order[place], (numbers[place] == mine) & (mine != ABSENT)
 
 
 def _threshold(

@@ -23,14 +23,19 @@ class PairNumbers(nn.ModuleDict):
     """
 
     def of(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
-        """The number of every pair by name; of a shared module it is one tensor.
+        """The number of every pair by name; pairs that share a module share one tensor.
 
         A gradient of it is then whole before the clamp judges it.
         """
-        if SHARED in self:
-            number = self[SHARED]()
-            return {pair_name(pair): number for pair in pairs}
-        return {name: self[name]() for name in map(pair_name, pairs) if name in self}
+        keys = {name: SHARED if SHARED in self else name for name in map(pair_name, pairs)}
+        found: dict[str, Tensor] = {}
+        for name, key in keys.items():
+            if key not in self:
+                continue
+            twins = (other for other in found if self[keys[other]] is self[key])
+            twin = next(twins, None)
+            found[name] = self[key]() if twin is None else found[twin]
+        return found
 
 
 def pair_numbers(

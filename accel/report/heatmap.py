@@ -9,7 +9,7 @@ from accel.report.axes import CHAR, text_at
 from accel.report.markup import Markup, element, joined, number
 
 MOST = 64  # rows or columns; more is no longer a drawing of cells but of noise
-_LABEL = 150.0  # px of the longest label; the tail says more than the head
+_LABEL = 150.0  # px of the longest label; the tooltip has all of it
 _UP, _DOWN = "--s0,#0969da", "--s1,#d1590a"  # above and below zero
 _STEPS = 20  # of the colour scale
 _TURN = 60  # degrees by which column labels are turned
@@ -120,8 +120,8 @@ def _shortened(text: str) -> str:
     if _width(text) <= _LABEL:
         return text
     while _width(text) > _LABEL - CHAR:
-        text = text[1:]
-    return "…" + text
+        text = text[:-1]
+    return text.rstrip() + "…"
 
 
 def _width(text: str) -> float:

@@ -253,9 +253,9 @@ def spread_out(device, size: float) -> Inputs:
     return Inputs(*(tensor.to(where) for tensor in tensors), moved)
 
 
-@pytest.mark.parametrize("size", [3.0, 10.0, 40.0])
+@pytest.mark.parametrize("size", [3.0, 10.0, 40.0, 3e4])
 def test_logits_too_far_apart_for_one_exponential(kernel, device, size) -> None:
-    """Up to 1600: differences of which float32's exponential has no number for."""
+    """Up to 1e9: differences of which float32's exponential has no number for."""
     inputs = spread_out(device, size)
     case = Case("", rows=45, columns=37)
     assert_within_budgets(kernel, inputs, upstream(case, torch.float32, device.torch_device))
@@ -347,6 +347,16 @@ def test_a_zero_gradient_contributes_nothing_whatever_the_row_holds(kernel, devi
     assert (found.x[~anchors] == 0).all()
     assert torch.equal(found.x[anchors], expected.x[anchors])
     assert torch.equal(found.y, expected.y)
+
+
+def test_a_guide_that_is_no_number_leaves_nothing_out(kernel, device) -> None:
+    """Out is what is above a threshold; NaN is not, as similarity or as threshold."""
+    case, where = NAMED["guide"], device.torch_device
+    inputs, given = draw(case, torch.float32, where), upstream(case, torch.float32, where)
+    guide = inputs.pairing.guide
+    assert guide is not None
+    guide.x[5], guide.y[17], guide.y_threshold[30] = torch.nan, torch.nan, torch.nan
+    assert_within_budgets(kernel, inputs, given)
 
 
 def test_a_row_that_nothing_counts_for(kernel, device) -> None:

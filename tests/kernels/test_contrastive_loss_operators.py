@@ -1,5 +1,6 @@
 """The contrastive losses as operators: autograd, traced code, memory, and what they refuse."""
 
+import functools
 import warnings
 
 import pytest
@@ -190,6 +191,45 @@ def test_second_derivatives_are_refused(kind) -> None:
         (gradient,) = torch.autograd.grad(value, inputs.x, create_graph=True)
     with pytest.raises(RuntimeError, match="first derivatives only"):
         gradient.sum().backward()
+
+
+def forward_mode(function, x: Tensor):
+    """Every way in which torch asks for a derivative by forward mode."""
+    one = torch.ones_like(x)
+    yield lambda: torch.func.jvp(function, (x,), (one,))
+    yield lambda: torch.func.jacfwd(function)(x)
+    yield lambda: torch.func.hessian(function)(x)
+    yield lambda: torch.func.grad(lambda x: torch.func.jvp(function, (x,), (one,))[1])(x)
+    yield lambda: torch.func.jvp(torch.vmap(function), (x[None],), (one[None],))
+    for leaf in (x, x.clone().requires_grad_()):
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(leaf, one)
+            yield functools.partial(function, dual)
+
+
+# Of torch's own, at the first use of forward mode.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("place", [0, 2], ids=["x", "scale"])
+def test_forward_mode_is_refused(kind, place, backend, device) -> None:
+    """An operator without a rule for it would say 0."""
+    inputs = draw(NAMED["plain"], torch.float32, device.torch_device)
+
+    def loss(value: Tensor) -> Tensor:
+        given = [value if n == place else item for n, item in enumerate(inputs)]
+        if kind == "softmax":
+            return softmax_of(backend, Inputs(*given)).x_lse.sum()
+        return sigmoid_sum(backend, *Inputs(*given).sigmoid)
+
+    for derivative in forward_mode(loss, inputs[place]):
+        with pytest.raises(RuntimeError, match=r"no forward-mode derivative.*take reverse mode"):
+            derivative()
+    # A constant has none, and is no error.
+    inputs = tracked(inputs)
+    one = torch.ones((), device=device.torch_device)
+    value, tangent = torch.func.jvp(lambda z: z + loss(inputs[place].detach()), (one,), (one,))
+    assert tangent == 1.0
+    assert value.isfinite()
 
 
 # --- kernels by name ---------------------------------------------------------------------------

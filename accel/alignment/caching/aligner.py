@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.nn.parameter import is_lazy
 
 from accel.alignment.aligner import Aligner
+from accel.alignment.caching.input_tensors import tensors_of
 from accel.alignment.caching.second_pass import Replay, Task
 from accel.alignment.inputs import row_count
 from accel.alignment.output import AlignmentOutput
@@ -41,8 +42,8 @@ def cached(
 
     Args:
         aligner: What is trained.
-        batch: As for the aligner; every part must have rows (`accel.alignment.row_count`), and none
-            may require a gradient.
+        batch: As for the aligner; every part must have rows (`accel.alignment.inputs.row_count`),
+            and none may require a gradient, nor be changed in place before the backward.
         chunk_size: At most so many rows go through an encoder at a time; chunks are as equal as
             can be.
         presence: As for the aligner, like the rest.
@@ -52,12 +53,12 @@ def cached(
 
     Returns:
         As the aligner. `loss.backward()`, or `Precision.backward`, runs the encoders again; a
-        second derivative is refused.
+        second derivative is refused, and so are inputs that were changed since.
 
     Raises:
         TypeError: As the aligner, or it is none.
         ValueError: As the aligner; `chunk_size` is not positive, a part of the batch has no rows or
-            requires a gradient, or the aligner itself is sharded.
+            requires a gradient, a lazy module has not been run, or the aligner itself is sharded.
     """
     _check(aligner, chunk_size)
     ranks = Ranks(aligner.form, aligner.process_group)
@@ -109,6 +110,7 @@ def _embedded(
     aligner: Aligner, batch: Mapping[str, Any], negatives: Mapping[str, Any], chunk_size: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The embeddings of both, by modality."""
+    _check_not_lazy(aligner)
     given = [*batch.items(), *negatives.items()]
     rows = [_rows(name, inputs) for name, inputs in given]
     counts = [-(-count // chunk_size) for count in rows]
@@ -116,7 +118,7 @@ def _embedded(
     if shared:
         counts = _most_of_all_ranks([name for name, _ in given], counts)
     tasks = [
-        Task(name, inputs, _bounds(count, chunks))
+        Task(name, inputs, _bounds(count, chunks), _is_trained(aligner, name))
         for (name, inputs), count, chunks in zip(given, rows, counts, strict=True)
     ]
     outputs = Replay(aligner, aligner.encode, tasks, shared).run()
@@ -139,9 +141,29 @@ def _check(aligner: object, chunk_size: object) -> None:
         )
 
 
+def _check_not_lazy(aligner: Aligner) -> None:
+    if not torch.is_grad_enabled():  # then lazy modules find their shapes as ever
+        return
+    both = [*aligner.named_parameters(), *aligner.named_buffers()]
+    lazy = [name for name, one in both if is_lazy(one)]
+    if lazy:
+        raise ValueError(
+            f"{', '.join(lazy)}: lazy modules have no shapes before they are run, and caching "
+            "needs those of all parameters: call the aligner once first, with every modality and "
+            "under torch.no_grad()"
+        )
+
+
+def _is_trained(aligner: Aligner, modality: str) -> bool:
+    """Whether its encoder or head has a parameter that requires a gradient."""
+    blocks = aligner.encoders, aligner.projections
+    modules = [block[modality] for block in blocks if modality in block]
+    return any(one.requires_grad for module in modules for one in module.parameters())
+
+
 def _rows(modality: str, inputs: Any) -> int:
-    for leaf in tree_leaves(inputs):
-        if isinstance(leaf, Tensor) and leaf.requires_grad and torch.is_grad_enabled():
+    for tensor in tensors_of(inputs):
+        if tensor.requires_grad and torch.is_grad_enabled():
             raise ValueError(
                 f"an input of {modality!r} requires a gradient, which caching would not give it: "
                 "compute it inside the encoder, or detach it"

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_leaves
 
+from accel.alignment.caching.input_tensors import InputWatch, tensors_of
 from accel.alignment.caching.rng import Generators
 from accel.alignment.caching.surroundings import (
     AutocastState,
@@ -36,11 +36,14 @@ class Task(NamedTuple):
         modality: Of the encoder.
         inputs: Its inputs, in rows.
         bounds: Where chunks begin and end, ascending from 0 to the number of rows.
+        is_trained: Whether a parameter of the encoder or its head requires a gradient. Of a tower
+            that is locked, no more than one chunk is run again.
     """
 
     modality: str
     inputs: Any
     bounds: list[int]
+    is_trained: bool
 
     def pieces(self) -> list[tuple[slice, Any]]:
         """Rows of each chunk, and their inputs."""
@@ -97,6 +100,7 @@ class Replay:
         """Run without gradients, and note what that depends on."""
         self._autocast, self._modes = AutocastState.capture(), Modes(self.model)
         self._generators = Generators.of(self._tensors())
+        self._inputs = InputWatch([(task.modality, task.inputs) for task in self.tasks])
         watch = BufferWatch(self.model)
         self._chunks, outputs = [], []
         for task in self.tasks:
@@ -123,11 +127,13 @@ class Replay:
             Gradients of the parameters `trained`, in their order; None where there is none.
 
         Raises:
-            RuntimeError: The second run gives other embeddings than the first.
+            RuntimeError: The second run gives other embeddings than the first, or would be of
+                inputs that were changed in place.
         """
+        self._inputs.check()
         # Aliases of the parameters, so that neither hooks nor gradients of theirs see a part: they
         # get the whole gradient, once. FSDP2's parameters cannot be replaced.
-        aliases = {name: nn.Parameter(one.detach()) for name, one in self.trained.items()}
+        aliases = {name: _alias(one) for name, one in self.trained.items()}
         changed = {name for chunks in self._chunks for chunk in chunks for name in chunk.buffers}
         apart: list[Tensor] = []
 
@@ -141,7 +147,8 @@ class Replay:
             named: dict[str, Tensor] = {f"model.{name}": one for name, one in aliases.items()}
             functional_call(_Around(self.model), named, (body,))
         self._check(apart)
-        return [alias.grad for alias in aliases.values()]
+        both = zip(aliases.values(), self.trained.values(), strict=True)
+        return [_whole_gradient(alias, parameter) for alias, parameter in both]
 
     def _pieces(self, task: Task) -> Iterator[Tensor]:
         for _, inputs in task.pieces():
@@ -157,10 +164,12 @@ class Replay:
             with self._autocast.entered():
                 with torch.enable_grad():
                     embeddings = self.encode(task.modality, inputs)
-                if not embeddings.requires_grad:  # a locked tower
+                has_graph = embeddings.requires_grad
+                if not (has_graph or task.is_trained):
                     break
                 largest = torch.maximum(largest, _distance(embeddings.detach(), output[rows]))
-                torch.autograd.backward(embeddings, gradient[rows])
+                if has_graph:  # a chunk may do without what is trained, and the next not
+                    torch.autograd.backward(embeddings, gradient[rows])
         return largest
 
     def _check(self, apart: list[Tensor]) -> None:
@@ -185,9 +194,21 @@ class Replay:
         return float(max(torch.finfo(one).eps for one in floating) ** 0.5)
 
     def _tensors(self) -> list[Tensor]:
-        inputs = tree_leaves([task.inputs for task in self.tasks])
-        tensors = [leaf for leaf in inputs if isinstance(leaf, Tensor)]
+        tensors = [one for task in self.tasks for one in tensors_of(task.inputs)]
         return [*tensors, *self.model.parameters(), *self.model.buffers()]
+
+
+def _alias(parameter: nn.Parameter) -> nn.Parameter:
+    """The same numbers with a gradient of its own, in which 16 bits do not add up many chunks."""
+    alias = nn.Parameter(parameter.detach())
+    if alias.is_floating_point() and alias.itemsize < torch.float32.itemsize:
+        alias.grad_dtype = torch.float32
+    return alias
+
+
+def _whole_gradient(alias: nn.Parameter, parameter: nn.Parameter) -> Tensor | None:
+    """The sum over all chunks in the dtype of the parameter's gradients; None where none was."""
+    return None if alias.grad is None else alias.grad.to(parameter.grad_dtype or parameter.dtype)
 
 
 def _distance(found: Tensor, expected: Tensor) -> Tensor:

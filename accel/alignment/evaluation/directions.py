@@ -10,20 +10,22 @@ from accel.alignment.normalization import normalized
 _TIE = 8.0  # units in the last place of a cosine of two equal rows, at depths up to some thousands
 
 
-def unit_rows(embeddings: Tensor, name: str = "embeddings") -> Tensor:
-    """The rows, each divided by its length, without gradient.
+def directions(embeddings: Tensor, name: str = "embeddings", *, may_lack: bool = False) -> Tensor:
+    """The rows, `normalized`, without gradient, after checks.
 
     Args:
-        embeddings: `[N, D]`, floating point, of any scale. A row of zeros stays one; a row with NaN
-            or infinity becomes NaN.
+        embeddings: `[N, D]`, floating point, of any scale.
         name: What messages call them.
+        may_lack: Rows without a direction are no error: a row of zeros stays one, and a row with
+            NaN or infinity becomes NaN.
 
     Returns:
         `[N, D]` on the same device, float32, or float64 for float64.
 
     Raises:
         TypeError: They are no tensor of floating-point numbers.
-        ValueError: They have not two dimensions, or no columns.
+        ValueError: They have not two dimensions, or no columns; or a row is zero, or not finite,
+            unless `may_lack`.
     """
     if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
         kind = embeddings.dtype if isinstance(embeddings, Tensor) else type(embeddings).__name__
@@ -33,18 +35,8 @@ def unit_rows(embeddings: Tensor, name: str = "embeddings") -> Tensor:
             f"{name} must be [N, D] with D at least 1, got shape {list(embeddings.shape)}: "
             "one row per sample"
         )
-    return normalized(embeddings.detach())
-
-
-def directions(embeddings: Tensor, name: str = "embeddings") -> Tensor:
-    """`unit_rows`, every one of which has a direction.
-
-    Raises:
-        TypeError: See `unit_rows`.
-        ValueError: See `unit_rows`; or a row is zero, or not finite.
-    """
-    rows = unit_rows(embeddings, name)
-    missing = int((~(torch.linalg.vector_norm(rows, dim=1) > 0)).sum())
+    rows = normalized(embeddings.detach())
+    missing = 0 if may_lack else int((~(torch.linalg.vector_norm(rows, dim=1) > 0)).sum())
     if missing:
         raise ValueError(
             f"{missing} of {len(rows)} rows of {name} have no direction (zero, NaN or infinite): "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,7 +70,7 @@ def mean_cosine(embeddings: Tensor) -> float:
         fewer than two rows.
 
     Raises:
-        TypeError: See `unit_rows`.
+        TypeError: See `directions`.
         ValueError: See `directions`.
     """
     return _mean_cosine(directions(embeddings))
@@ -91,7 +91,7 @@ def uniformity(embeddings: Tensor, *, t: float = 2.0, chunk_size: int = CHUNK) -
         The measure; NaN for fewer than two rows.
 
     Raises:
-        TypeError: See `unit_rows`.
+        TypeError: See `directions`.
         ValueError: See `directions`; or `t` or `chunk_size` is not positive.
     """
     return _pairwise(directions(embeddings), t, chunk_size)[0]
@@ -110,7 +110,7 @@ def alignment_distance(x: Tensor, y: Tensor) -> float:
         The measure; NaN for no rows.
 
     Raises:
-        TypeError: See `unit_rows`.
+        TypeError: See `directions`.
         ValueError: See `directions`; or the shapes differ.
     """
     _check_partners(x, y)
@@ -130,7 +130,7 @@ def modality_gap(x: Tensor, y: Tensor) -> float:
         The measure; NaN if either has no rows.
 
     Raises:
-        TypeError: See `unit_rows`.
+        TypeError: See `directions`.
         ValueError: See `directions`; or the depths differ.
     """
     if x.shape[1:] != y.shape[1:]:
@@ -157,7 +157,7 @@ def effective_rank(embeddings: Tensor, *, centered: bool = True) -> float:
         From 1 to `min(N - 1, D)`; 0 if all rows are equal; NaN for fewer than two rows.
 
     Raises:
-        TypeError: See `unit_rows`.
+        TypeError: See `directions`.
         ValueError: See `directions`.
     """
     return _effective_rank(directions(embeddings), centered=centered)
@@ -171,7 +171,7 @@ def modality_health(embeddings: Tensor, *, chunk_size: int = CHUNK) -> ModalityH
         chunk_size: See `uniformity`.
 
     Raises:
-        TypeError: See `unit_rows`.
+        TypeError: See `directions`.
         ValueError: See `directions`.
     """
     return _of_units(directions(embeddings), chunk_size)
@@ -180,26 +180,34 @@ def modality_health(embeddings: Tensor, *, chunk_size: int = CHUNK) -> ModalityH
 def measure_health(
     embeddings: Mapping[str, Tensor],
     *,
-    presence: Tensor | None = None,
+    presence: Tensor | Mapping[str, Tensor] | None = None,
     pairs: Sequence[Pair] | None = None,
+    broken: Literal["error", "leave_out"] = "error",
     chunk_size: int = CHUNK,
 ) -> Health:
     """Every measure of this file, of every modality and pair.
 
     Args:
         embeddings: `[N, D]` for each modality; row i of all is sample i.
-        presence: bool `[N, modalities]`, in the order of `embeddings`; None: all are there.
+        presence: See `present_rows`.
         pairs: Which pairs; None: all.
+        broken: Rows that are there and have no direction (zero, NaN or infinite) are an error, or
+            are left out and not counted.
         chunk_size: See `uniformity`.
 
     Raises:
-        TypeError: See `unit_rows`.
-        ValueError: See `directions`; or there are different numbers of samples, or an unknown name.
+        TypeError: See `directions`.
+        ValueError: See `directions` and `present_rows`; or an unknown name.
     """
+    if broken not in ("error", "leave_out"):
+        raise ValueError(f"broken must be 'error' or 'leave_out', got {broken!r}")
     there = present_rows(embeddings, presence)
+    if broken == "leave_out":
+        lost = broken_rows(embeddings, presence)
+        there = {name: of & ~lost[name] for name, of in there.items()}
     units = {}
     for name, rows in embeddings.items():
-        kept = rows if presence is None else rows[there[name].to(rows.device)]
+        kept = rows if there[name].all() else rows[there[name].to(rows.device)]
         units[name] = directions(kept, name)
     modalities = {name: _of_units(rows, chunk_size) for name, rows in units.items()}
     wanted = tuple(combinations(embeddings, 2)) if pairs is None else tuple(pairs)
@@ -217,11 +225,21 @@ def measure_health(
     return Health(modalities, found)
 
 
-def present_rows(embeddings: Mapping[str, Tensor], presence: Tensor | None) -> dict[str, Tensor]:
+def present_rows(
+    embeddings: Mapping[str, Tensor], presence: Tensor | Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
     """Which samples have which modality, as bool `[N]` on the CPU.
 
+    Args:
+        embeddings: `[N, D]` for each modality; row i of all is sample i.
+        presence: By modality, bool `[N]`. Or bool `[N, modalities]`, whose columns are in the order
+            of `embeddings`: whether that is the order they were made in cannot be checked, so give
+            a mapping where the two come from different places. None: all are there.
+
     Raises:
-        ValueError: The modalities have different numbers of rows, or `presence` another shape.
+        TypeError: `presence` is neither.
+        ValueError: The modalities have different numbers of rows, or `presence` another shape or
+            other names.
     """
     lengths = {name: len(rows) for name, rows in embeddings.items()}
     if len(set(lengths.values())) != 1:
@@ -232,6 +250,13 @@ def present_rows(embeddings: Mapping[str, Tensor], presence: Tensor | None) -> d
     count = next(iter(lengths.values()))
     if presence is None:
         return {name: torch.ones(count, dtype=torch.bool) for name in lengths}
+    if isinstance(presence, Mapping):
+        return _named_presence(tuple(lengths), presence, count)
+    if not isinstance(presence, Tensor):
+        raise TypeError(
+            "presence must be a bool tensor, or a mapping from modality to one, got "
+            f"{type(presence).__name__}"
+        )
     if presence.dtype != torch.bool or list(presence.shape) != [count, len(lengths)]:
         raise ValueError(
             f"presence must be bool [{count}, {len(lengths)}] (samples, modalities), got "
@@ -239,6 +264,43 @@ def present_rows(embeddings: Mapping[str, Tensor], presence: Tensor | None) -> d
         )
     columns = presence.cpu().unbind(1)
     return dict(zip(lengths, columns, strict=True))
+
+
+def broken_rows(
+    embeddings: Mapping[str, Tensor], presence: Tensor | Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Which rows are there and have no direction (zero, NaN or infinite): bool `[N]` on the CPU.
+
+    Args:
+        embeddings: `[N, D]` for each modality; row i of all is sample i.
+        presence: See `present_rows`.
+
+    Raises:
+        TypeError: See `directions`.
+        ValueError: See `directions` and `present_rows`.
+    """
+    there = present_rows(embeddings, presence)
+    found = {}
+    for name, rows in embeddings.items():
+        lengths = torch.linalg.vector_norm(directions(rows, name, may_lack=True), dim=1)
+        found[name] = ~(lengths > 0).cpu() & there[name]  # which NaN is not either
+    return found
+
+
+def _named_presence(
+    names: tuple[str, ...], presence: Mapping[str, Tensor], count: int
+) -> dict[str, Tensor]:
+    if set(presence) != set(names):
+        raise ValueError(
+            f"presence must name each modality, {', '.join(names)}; it names "
+            f"{', '.join(map(str, presence)) or 'none'}"
+        )
+    for name, of in presence.items():
+        is_vector = isinstance(of, Tensor) and of.dtype == torch.bool and list(of.shape) == [count]
+        if not is_vector:
+            given = f"{of.dtype} {list(of.shape)}" if isinstance(of, Tensor) else type(of).__name__
+            raise ValueError(f"presence of {name!r} must be bool [{count}], got {given}")
+    return {name: presence[name].cpu() for name in names}
 
 
 def _of_units(rows: Tensor, chunk_size: int) -> ModalityHealth:

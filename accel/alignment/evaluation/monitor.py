@@ -26,10 +26,10 @@ from accel.alignment.evaluation.reading import (
     Kept,
     Reading,
     distance_apart,
+    kept_of,
     plain,
     reading_of,
     restored,
-    samples_of,
     sides_of,
 )
 
@@ -104,7 +104,7 @@ class CollapseMonitor:
 
         Args:
             embeddings: `[B, D]` for each modality, floating point, normalised or not; or only the
-                rows that are present.
+                rows that are present. The first ones that are present are kept.
             presence: bool `[B, modalities]` on the CPU, in the order of `embeddings`; None: all
                 rows count.
 
@@ -166,16 +166,10 @@ class CollapseMonitor:
         self._kept = [Kept(dict(kept["rows"]), dict(kept["samples"])) for kept in state["kept"]]
 
     def _keep(self, embeddings: Mapping[str, Tensor], presence: Tensor | None) -> None:
-        """Take the first rows: slices need no index tensor, which a device would wait for."""
+        """Take the first rows that are there."""
         # A reading is of all steps since the one before; the first is of a single one.
         share = self.rows if self._step == 0 else max(2, -(-self.rows // self.interval))
-        samples = samples_of({name: len(rows) for name, rows in embeddings.items()}, presence)
-        self._kept.append(
-            Kept(
-                {name: rows.detach()[:share].clone() for name, rows in embeddings.items()},
-                {name: numbers[:share] for name, numbers in samples.items()},
-            )
-        )
+        self._kept.append(kept_of(embeddings, presence, share))
 
     def _read(self) -> list[Collapse]:
         """Measure what was kept, on the CPU."""

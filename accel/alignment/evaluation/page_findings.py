@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from accel.alignment.evaluation.directions import unit_rows
+from accel.alignment.evaluation.directions import directions
 from accel.alignment.evaluation.health import Health, present_rows
 from accel.alignment.evaluation.page_training import plots
+from accel.alignment.evaluation.page_verdict import pair_kind
 from accel.alignment.evaluation.projection_map import Center, principal_map
 from accel.alignment.evaluation.ranking import nearest
 from accel.alignment.evaluation.retrieval import PairRetrieval
@@ -26,6 +27,15 @@ if TYPE_CHECKING:
 _NEIGHBOURS = 5
 _LISTED = 10  # samples whose neighbours are listed
 _LINKED = 60  # samples whose points are linked; more hides the points
+
+
+class _Share(float):
+    """A share that tables show in percent, right-aligned and sorted as the number that it is."""
+
+    def __format__(self, spec: str) -> str:
+        """In percent, whatever the format that cells of tables have."""
+        share = float(self)
+        return f"{share:.2%}" if 0.0 < share < 0.01 else f"{share:.1%}"
 
 
 def evaluation_sections(
@@ -44,27 +54,28 @@ def evaluation_sections(
 
 def _retrieval(report: TrainingReport, found: Sequence[PairRetrieval]) -> list[object]:
     ks = sorted({k for one in found for k in one.found.recall})
-    first = ks[0] if ks else 1
     headers = [
-        "query → target", "pair", *(f"recall@{k}" for k in ks), f"chance@{first}", "times chance",
-        "median rank", "mean rank", "targets",
+        "query → target", "pair", *(name for k in ks for name in (f"recall@{k}", "chance")),
+        "times chance", "median rank", "mean rank", "targets",
     ]  # fmt: skip
     rows = []
     for one in found:
         of = one.found
         if not of.queries:
             continue
-        times = round(of.recall[first] / of.chance[first], 1)
-        kind = html.badge("trained", good=True) if one.is_trained else html.badge("emergent")
+        times = round(of.recall[ks[0]] / of.chance[ks[0]], 1)
+        kind = html.badge(pair_kind(one, found), good=True if one.is_trained else None)
+        shares = [_Share(share) for k in ks for share in (of.recall[k], of.chance[k])]
         rows.append(
             [
-                f"{one.query} → {one.target}", kind, *(f"{of.recall[k]:.1%}" for k in ks),
-                f"{of.chance[first]:.2%}", times, of.median_rank, of.mean_rank, of.targets,
+                f"{one.query} → {one.target}", kind, *shares, times, of.median_rank, of.mean_rank,
+                of.targets,
             ]
         )  # fmt: skip
     note = (
         "Ties count against the model: a target as near as the right one ranks before it, so a "
-        "collapsed model finds nothing. An emergent pair was never trained together."
+        "collapsed model finds nothing. Chance is the same recall of a random order; times chance "
+        "is of the smallest k. An emergent pair was never trained together."
     )
     table = html.table(headers, rows, sortable=True, caption="Retrieval between all modalities")
     return [table, note]
@@ -85,8 +96,8 @@ def _zero_shot(report: TrainingReport) -> Markup:
     return html.table(headers, rows, caption="Zero-shot classification")
 
 
-def _percent(share: float | None) -> str | None:
-    return None if share is None else f"{share:.1%}"
+def _percent(share: float | None) -> _Share | None:
+    return None if share is None else _Share(share)
 
 
 def _health(health: Health) -> list[object]:
@@ -122,7 +133,7 @@ def _matrices(report: TrainingReport, labels: Sequence[str]) -> Markup:
     for pair in combinations(report.embeddings, 2):
         numbers = _spaced(there[pair[0]] & there[pair[1]], report.shown)
         if len(numbers):
-            x, y = (unit_rows(_rows(report, name, numbers)).cpu() for name in pair)
+            x, y = (directions(_rows(report, name, numbers), may_lack=True).cpu() for name in pair)
             cosines[pair], names[pair] = x @ y.T, [labels[i] for i in numbers.tolist()]
     if not cosines:
         return html.section("Similarity", "No pair of modalities shares a sample.")
@@ -154,6 +165,8 @@ def _map(report: TrainingReport, labels: Sequence[str]) -> Markup:
     numbers = {name: (of & chosen).nonzero().flatten() for name, of in there.items()}
     rows = {name: _rows(report, name, of) for name, of in numbers.items() if len(of)}
     numbers = {name: numbers[name] for name in rows}
+    if not rows:
+        return html.section("Map", "No sample has an embedding with a direction.")
     titles: dict[Center, str] = {
         "joint": "As they lie", "modality": "Each modality about its own mean"
     }  # fmt: skip
@@ -212,7 +225,9 @@ def _neighbours(report: TrainingReport, labels: Sequence[str]) -> Markup:
         headers = [a, *(f"{b}, nearest" if i == 0 else str(i + 1) for i in range(order.shape[1]))]
         table = html.table(headers, body, row_headings=True, caption=f"{b} nearest to {a}")
         parts.append(html.disclosure(f"{a} → {b}", table, is_open=not parts))
-    return html.section("Nearest neighbours", *parts)
+    return html.section(
+        "Nearest neighbours", *(parts or [html.paragraph("No pair of modalities shares a sample.")])
+    )
 
 
 def _neighbour(

@@ -37,8 +37,11 @@ def training_sections(
     sections = []
     drawn = [
         (title, _over_steps(title.lower(), steps, curves))
-        for title, curves in (("Loss", losses), ("Scale (1 / temperature)", temperatures))
-        if curves and steps
+        for title, curves in (
+            ("Loss", losses),
+            ("Temperatures, as scales (1 / temperature)", temperatures),
+        )
+        if curves and len(steps)
     ]
     if drawn:
         sections.append(html.section("Training", plots(*drawn)))

@@ -41,7 +41,7 @@ def principal_map(
             of each modality's own (`modality`), which hides it and shows what they have in common.
 
     Raises:
-        TypeError: See `unit_rows`.
+        TypeError: See `directions`.
         ValueError: See `directions`; or there are no rows, several depths, or too many components.
     """
     if center not in ("joint", "modality"):

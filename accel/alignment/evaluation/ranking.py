@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from accel.alignment.evaluation.directions import tie_tolerance, unit_rows
+from accel.alignment.evaluation.directions import directions, tie_tolerance
 
 _logger = logging.getLogger("accel")
 _BLOCK = 128  # queries of a product of matrices, always: the shape may decide the last bit
@@ -46,12 +46,13 @@ def retrieval_ranks(
         int64 `[N]` on the CPU, from 1; 0 for a query without a right target.
 
     Raises:
-        TypeError: See `unit_rows`.
+        TypeError: See `directions`.
         ValueError: The shapes do not fit.
     """
     _check(queries, targets, query_groups, target_groups, pool, chunk_size)
     device = targets.device
-    x, y = unit_rows(queries, "queries"), unit_rows(targets, "targets")
+    x = directions(queries, "queries", may_lack=True)
+    y = directions(targets, "targets", may_lack=True)
     _warn_not_finite(x, y)
     if query_groups is None or target_groups is None:
         query_groups = target_groups = torch.arange(len(targets))
@@ -82,10 +83,11 @@ def nearest(queries: Tensor, targets: Tensor, k: int) -> tuple[Tensor, Tensor]:
         Cosines `[N, k]` and indices int64 `[N, k]`, on the CPU.
 
     Raises:
-        TypeError: See `unit_rows`.
-        ValueError: See `unit_rows`.
+        TypeError: See `directions`.
+        ValueError: See `directions`.
     """
-    x, y = unit_rows(queries, "queries"), unit_rows(targets, "targets")
+    x = directions(queries, "queries", may_lack=True)
+    y = directions(targets, "targets", may_lack=True)
     scores = (x @ y.T).cpu()
     order = scores.nan_to_num(nan=-2.0).sort(dim=1, descending=True, stable=True).indices[:, :k]
     return scores.gather(1, order), order

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from accel.alignment.evaluation.directions import unit_rows
+from accel.alignment.evaluation.directions import directions
 from accel.alignment.evaluation.health import (
     ModalityHealth,
     alignment_distance,
@@ -18,7 +18,6 @@ from accel.alignment.evaluation.health import (
     modality_health,
 )
 from accel.alignment.pairs import pair_name
-from accel_kernels.contrastive_loss.pairing import ABSENT
 
 
 class Reading(NamedTuple):
@@ -44,8 +43,8 @@ class Kept(NamedTuple):
 
     Attributes:
         rows: `[k, D]` for each modality, on its device.
-        samples: int64 `[k]` on the CPU: which samples they are, ascending; `ABSENT` for a row that
-            is none. A modality whose samples are not known is not there.
+        samples: int64 `[k]` on the CPU: which samples they are, ascending. A modality whose samples
+            are not known is not there.
     """
 
     rows: dict[str, Tensor]
@@ -70,9 +69,7 @@ def sides_of(kept: Kept) -> dict[str, Side]:
     """The rows of one step on the CPU, by modality."""
     found = {}
     for name, rows in kept.rows.items():
-        units, samples = unit_rows(rows.cpu()), kept.samples.get(name)
-        if samples is not None:
-            units, samples = units[samples != ABSENT], samples[samples != ABSENT]
+        units, samples = directions(rows.cpu(), may_lack=True), kept.samples.get(name)
         directed = units.square().sum(1) > 0  # which NaN is not either
         samples = None if samples is None else samples[directed]
         found[name] = Side(units[directed], samples, int((~directed).sum()))
@@ -127,26 +124,48 @@ def _alignment(steps: Sequence[Mapping[str, Side]], a: str, b: str) -> float:
     return alignment_distance(torch.cat(x), torch.cat(y)) if x else math.nan
 
 
-def samples_of(lengths: Mapping[str, int], presence: Tensor | None) -> dict[str, Tensor]:
-    """Which sample each row is, where that is known."""
+def kept_of(embeddings: Mapping[str, Tensor], presence: Tensor | None, share: int) -> Kept:
+    """The first rows of each modality that are there.
+
+    They are taken as slices: an index tensor would have to reach the device first.
+
+    Args:
+        embeddings: `[B, D]` for each modality, or only the rows that are present.
+        presence: bool `[B, modalities]` on the CPU; None: all rows are there.
+        share: How many rows of each, at most.
+
+    Raises:
+        ValueError: `presence` does not fit.
+    """
+    lengths = {name: len(rows) for name, rows in embeddings.items()}
     if presence is None:
-        if len(set(lengths.values())) != 1:
-            return {}
-        return {name: torch.arange(length) for name, length in lengths.items()}
+        known = lengths if len(set(lengths.values())) == 1 else {}
+        return Kept(
+            {name: rows.detach()[:share].clone() for name, rows in embeddings.items()},
+            {name: torch.arange(min(share, length)) for name, length in known.items()},
+        )
     _check_presence(presence, lengths)
-    found = {}
-    for (name, length), there in zip(lengths.items(), presence.unbind(1), strict=True):
+    found = Kept({}, {})
+    for (name, rows), there in zip(embeddings.items(), presence.unbind(1), strict=True):
         numbers = there.nonzero().flatten()
-        if length == len(there):
-            found[name] = torch.where(there, torch.arange(length), ABSENT)
-        elif length == len(numbers):
-            found[name] = numbers
-        else:
+        if len(rows) not in (len(there), len(numbers)):
             raise ValueError(
-                f"{name!r} has {length} rows, and by presence {len(numbers)} of {len(there)} "
+                f"{name!r} has {len(rows)} rows, and by presence {len(numbers)} of {len(there)} "
                 "samples: give a row for each sample, or for each that has it"
             )
+        places = numbers if len(rows) == len(there) else torch.arange(len(numbers))
+        found.rows[name] = _copied(rows.detach(), places[:share].tolist())
+        found.samples[name] = numbers[:share]
     return found
+
+
+def _copied(rows: Tensor, places: Sequence[int]) -> Tensor:
+    """Rows at ascending places, in a tensor of their own, from as few slices as there can be."""
+    runs: list[tuple[int, int]] = []
+    for place in places:
+        start = runs.pop()[0] if runs and runs[-1][1] == place else place
+        runs.append((start, place + 1))
+    return torch.cat([rows[start:stop] for start, stop in runs] or [rows[:0]])
 
 
 def _check_presence(presence: Tensor, lengths: Mapping[str, int]) -> None:

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from accel.alignment.evaluation.health import present_rows
-from accel.alignment.evaluation.ranking import nearest as nearest
-from accel.alignment.evaluation.ranking import retrieval_ranks as retrieval_ranks
+from accel.alignment.evaluation.ranking import retrieval_ranks
 from accel.alignment.pairs import Pair
 
 KS = (1, 5, 10)
@@ -94,7 +93,7 @@ def retrieve(
         chunk_size: See `retrieval_ranks`.
 
     Raises:
-        TypeError: See `unit_rows`.
+        TypeError: See `directions`.
         ValueError: See `retrieval_ranks`; or `ks` holds something else than positive integers.
     """
     if not ks or any(not isinstance(k, int) or k < 1 for k in ks):
@@ -140,7 +139,7 @@ def retrieve_both_ways(
         chunk_size: See `retrieval_ranks`.
 
     Raises:
-        TypeError: See `unit_rows`.
+        TypeError: See `directions`.
         ValueError: See `retrieve`.
     """
     there = retrieve(
@@ -167,8 +166,8 @@ def retrieve_all_pairs(
         embeddings: `[N, D]` for each modality; row i of all is sample i.
         trained: The pairs that were trained (`aligner.pairs`); None: all.
         presence: bool `[N, modalities]`, in the order of `embeddings`; None: all are there.
-        groups: int64 `[N]`, identities: every sample of a group is right. None: only the sample
-            itself is.
+        groups: int64 `[N]`, identities: every sample of a group is right. A negative number is in
+            no group: only the sample itself is right, as for all if None.
         ks: See `retrieve`.
         chunk_size: See `retrieval_ranks`.
 
@@ -176,8 +175,9 @@ def retrieve_all_pairs(
         Trained pairs first.
 
     Raises:
-        TypeError: See `unit_rows`.
-        ValueError: See `retrieve` and `present_rows`; or a trained pair names an unknown modality.
+        TypeError: See `directions`.
+        ValueError: See `retrieve` and `present_rows`; or a trained pair names an unknown modality,
+            or the groups do not fit.
     """
     there = present_rows(embeddings, presence)
     pairs = list(combinations(embeddings, 2))
@@ -188,7 +188,7 @@ def retrieve_all_pairs(
             f"trained names modalities without embeddings: {', '.join(unknown)}; there are "
             f"{', '.join(embeddings)}"
         )
-    samples = torch.arange(len(next(iter(there.values())))) if groups is None else groups.cpu()
+    samples = _identities(len(next(iter(there.values()))), groups)
     found = []
     for a, b in sorted(pairs, key=lambda pair: frozenset(pair) not in known):
         (x, x_groups), (y, y_groups) = (
@@ -202,6 +202,21 @@ def retrieve_all_pairs(
         found.append(PairRetrieval(a, b, is_trained, both.x_to_y))
         found.append(PairRetrieval(b, a, is_trained, both.y_to_x))
     return found
+
+
+def _identities(count: int, groups: Tensor | None) -> Tensor:
+    """Numbers from 0 that are equal for what is right for one another: int64 `[N]` on the CPU."""
+    own = torch.arange(count)
+    if groups is None:
+        return own
+    if groups.dtype != torch.int64 or list(groups.shape) != [count]:
+        raise ValueError(
+            f"groups must be int64 [{count}], one for each sample, got {groups.dtype} "
+            f"{list(groups.shape)}"
+        )
+    # Groups become numbers below `count`, so that no sample's own number is one of theirs.
+    numbers = groups.cpu().unique(return_inverse=True)[1]
+    return torch.where(groups.cpu() < 0, count + own, numbers)
 
 
 def _right_targets(

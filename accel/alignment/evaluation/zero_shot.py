@@ -48,7 +48,7 @@ def class_prototypes(prompts: Tensor, labels: Tensor, classes: int | None = None
         `[classes, D]` of unit length, float32, or float64 for float64.
 
     Raises:
-        TypeError: See `unit_rows`.
+        TypeError: See `directions`.
         ValueError: See `directions`; the labels do not fit; a class has no prompt, or its prompts
             cancel.
     """
@@ -81,7 +81,7 @@ def zero_shot_accuracy(
         chunk_size: See `retrieval_ranks`.
 
     Raises:
-        TypeError: See `unit_rows`.
+        TypeError: See `directions`.
         ValueError: The shapes do not fit, or a label is out of range.
     """
     if not ks or any(not isinstance(k, int) or k < 1 for k in ks):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:  # some builds of torch have no collectives, and no such name
 
 NUMBERS = 4
 """How many numbers every rank tells the others."""
+_TOLD = "_every_rank_was_told_at"
 
 
 def agree(
@@ -38,8 +40,8 @@ def agree(
 
     Raises:
         ValueError: Ranks differ in their terms, or another cannot take part; on every rank.
-        TypeError: This rank cannot take part.
-        BackendError: No kernel can do this rank's part, or another's.
+        BackendError: No kernel can do another rank's part.
+        Exception: `problem`, whatever it is.
     """
     text = "\n".join(f"{name}: {term}" for name, term in terms.items())
     digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
@@ -52,15 +54,25 @@ def agree(
     everyone: list[Any] = [None] * len(rows)
     mine = dict(terms), said, isinstance(problem, BackendError)
     distributed.all_gather_object(everyone, mine, group=group)
-    if problem is not None:
-        raise problem
-    raise _difference(everyone)
+    error = _difference(everyone) if problem is None else problem
+    setattr(error, _TOLD, time.monotonic_ns())
+    raise error
 
 
 def refuse(problem: Exception, group: ProcessGroup | None = None) -> NoReturn:
     """Raise `problem` here, and on every rank that is about to `agree` an error that quotes it."""
     agree({}, [0] * NUMBERS, problem, group)
     raise AssertionError("agree raises a problem that it is given")
+
+
+def was_told(error: Exception, since: int) -> bool:
+    """Whether every rank has heard of it, and raised: none waits to be told once more.
+
+    Args:
+        error: Any.
+        since: By `time.monotonic_ns`; one object may be raised again in a later call.
+    """
+    return bool(getattr(error, _TOLD, -1) >= since)
 
 
 def _difference(everyone: list[tuple[dict[str, str], str | None, bool]]) -> Exception:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 from accel.alignment.options import check_choice
-from accel.alignment.ranks.agreement import NUMBERS, agree, refuse
+from accel.alignment.ranks.agreement import NUMBERS, agree, refuse, was_told
 from accel.distributed import gather_rows
-from accel.errors import BackendError
 
 if TYPE_CHECKING:  # some builds of torch have no collectives, and no such name
     from torch.distributed import ProcessGroup
@@ -56,16 +56,18 @@ class Ranks(NamedTuple):
                 "call torch.distributed.init_process_group first, or use form='local'"
             )
 
-    def joined(self, what: str, counts: Sequence[int], size: int) -> tuple[list[int], int]:
+    def joined(
+        self, terms: Mapping[str, str], counts: Sequence[int], size: int
+    ) -> tuple[list[int], int]:
         """The counts of all ranks together, and how many samples the ranks before this one have.
 
         Args:
-            what: What is counted, the same on every rank.
+            terms: What must be the same on every rank, by name, in words.
             counts: Of this rank.
             size: How many samples this rank has.
 
         Raises:
-            ValueError: Another rank counts something else, or cannot go on.
+            ValueError: Another rank has other terms, or cannot go on.
         """
         if not self.several:
             return list(counts), 0
@@ -73,22 +75,26 @@ class Ranks(NamedTuple):
         numbers += [0] * (-len(numbers) % NUMBERS)
         rows: list[list[int]] = [[] for _ in range(distributed.get_world_size(self.group))]
         for start in range(0, len(numbers), NUMBERS):
-            part = agree({"counts": what}, numbers[start : start + NUMBERS], None, self.group)
+            part = agree(terms, numbers[start : start + NUMBERS], None, self.group)
             rows = [row + more for row, more in zip(rows, part, strict=True)]
         before = sum(row[0] for row in rows[: distributed.get_rank(self.group)])
         totals = [sum(column) for column in zip(*rows, strict=True)]
         return totals[1 : 1 + len(counts)], before
 
     def attempt(self, call: Callable[[], T]) -> T:
-        """What `call` returns; where it refuses, the other ranks are told, and raise too.
+        """What `call` returns; where it raises, the other ranks are told, and raise too.
 
         They would otherwise wait for this one: the next thing that every rank does is to agree.
+        Running out of memory or an index out of range is as much a reason as a refusal.
         """
         if not self.several:
             return call()
+        began = time.monotonic_ns()
         try:
             return call()
-        except (TypeError, ValueError, BackendError) as error:
+        except Exception as error:
+            if was_told(error, began):  # `call` agreed by itself: every rank raises
+                raise
             refuse(error, self.group)
 
 

@@ -43,6 +43,27 @@ class Form(Protocol):
         """The gradients, by that of this rank's sum `[]`; other ranks may have another."""
 
 
+_Versions = list[tuple[Tensor, int]]
+
+
+def _versions(pairing: Pairing) -> _Versions:
+    """The pairing's tensors as they are now.
+
+    Autograd does not save them, since it refuses those of inference mode, as a guide's may be; it
+    would notice a change. Those of inference mode count no changes.
+    """
+    held = [*pairing, *(pairing.guide or ())]
+    return [(t, t._version) for t in held if isinstance(t, Tensor) and not t.is_inference()]
+
+
+def _check_versions(versions: _Versions) -> None:
+    if any(tensor._version != version for tensor, version in versions):
+        raise RuntimeError(
+            "contrastive_loss: a tensor of the pairing was changed in place between forward and "
+            "backward, which would need it as it was; give a copy"
+        )
+
+
 class SoftmaxFunction(torch.autograd.Function):
     """`apply(form, pairing, x, y, scale, x_reference, y_reference)` gives `SoftmaxSums`."""
 
@@ -60,7 +81,7 @@ class SoftmaxFunction(torch.autograd.Function):
         """Go round once; keep what this rank has, and nothing of another's."""
         with torch.autocast(x.device.type, enabled=False):
             sums = form.softmax(x, scale, x_reference, Columns(y, y_reference, pairing))
-        ctx.form, ctx.pairing = form, pairing
+        ctx.form, ctx.pairing, ctx.versions = form, pairing, _versions(pairing)
         ctx.save_for_backward(x, y, scale, x_reference, y_reference, sums.x_lse, sums.y_lse)
         ctx.mark_non_differentiable(sums.x_count, sums.y_count)
         return tuple(sums)
@@ -69,6 +90,7 @@ class SoftmaxFunction(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         """Go round again."""
         _refuse_second_derivative()
+        _check_versions(ctx.versions)
         x, y, scale, x_reference, y_reference, x_lse, y_lse = ctx.saved_tensors
         columns = Columns(y, y_reference, ctx.pairing)
         with torch.autocast(x.device.type, enabled=False):
@@ -88,7 +110,7 @@ class SigmoidFunction(torch.autograd.Function):
         """Go round once, without gradients: what they are multiplied by is not known yet."""
         with torch.autocast(x.device.type, enabled=False):
             total = form.sigmoid(x, scale, bias, Columns(y, None, pairing))
-        ctx.form, ctx.pairing = form, pairing
+        ctx.form, ctx.pairing, ctx.versions = form, pairing, _versions(pairing)
         ctx.save_for_backward(x, y, scale, bias)
         return total
 
@@ -96,6 +118,7 @@ class SigmoidFunction(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         """Go round again."""
         _refuse_second_derivative()
+        _check_versions(ctx.versions)
         x, y, scale, bias = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
             found = ctx.form.sigmoid_backward(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, distributed
 
-from accel.alignment.ranks.agreement import agree
+from accel.alignment.ranks.agreement import NUMBERS, agree
 from accel.alignment.ranks.functions import Form, SigmoidFunction, SoftmaxFunction
 from accel.alignment.ranks.gathered import Gathered
 from accel.alignment.ranks.ring import Ring
@@ -37,6 +37,7 @@ def global_softmax_sums(
     pairing: Pairing | None,
     form: GlobalForm,
     process_group: ProcessGroup | None = None,
+    direction: str = "both",
 ) -> SoftmaxSums:
     """`SoftmaxSums` of this rank's rows and columns over the batch of all ranks.
 
@@ -55,19 +56,21 @@ def global_softmax_sums(
         form: `all_gather`: a rank holds all columns for a while, memory `O(N_global D)`, few
             exchanges. `ring`: memory `O(N D)` whatever the number of ranks, an exchange per rank.
         process_group: None: all processes.
+        direction: What the sums are for; the sums are the same, but ranks must agree on it.
 
     Returns:
         Of the local rows `[N]` and the local columns `[M]`, float32 (float64 for float64).
         Differentiable once in x, y and scale.
 
     Raises:
-        ValueError: Shapes or options do not fit, here or between ranks; on every rank.
+        ValueError: Shapes or options do not fit, here or between ranks, or scale (or bias) needs a
+            gradient on some ranks only; on every rank.
         TypeError: Dtypes do not.
         RuntimeError: There is no process group.
     """
     call = _Call(x, y, (scale,), pairing, form, process_group)
     call.check_references(x_reference, y_reference)
-    way, pairing, x, y = call.agreed("softmax", passes)
+    way, pairing, x, y = call.agreed({"the kind": "softmax", "direction": direction}, passes)
     wide = _accumulation(x.dtype)
     found = SoftmaxFunction.apply(
         way, pairing, x, y, scale.to(x.device, wide), x_reference.detach().to(wide),
@@ -94,7 +97,7 @@ def global_sigmoid_sum(
         `[]`, float32 (float64 for float64). Differentiable once in x, y, scale and bias.
     """
     call = _Call(x, y, (scale, bias), pairing, form, process_group)
-    way, pairing, x, y = call.agreed("sigmoid", passes)
+    way, pairing, x, y = call.agreed({"the kind": "sigmoid"}, passes)
     factors = (factor.to(x.device, _accumulation(x.dtype)) for factor in (scale, bias))
     found: Tensor = SigmoidFunction.apply(way, pairing, x, y, *factors)
     return found
@@ -148,7 +151,7 @@ class _Call:
             )
         try:
             self._check()
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # raised once the other ranks have been told
             self.problem = error
 
     def check_references(self, x_reference: Tensor, y_reference: Tensor) -> None:
@@ -160,11 +163,13 @@ class _Call:
                 f"{list(given[0])} and {list(given[1])}"
             )
 
-    def agreed(self, kind: str, passes: Passes) -> tuple[Form, Pairing, Tensor, Tensor]:
+    def agreed(self, asked: dict[str, str], passes: Passes) -> tuple[Form, Pairing, Tensor, Tensor]:
         """Find out what the other ranks have, or that one of them differs."""
-        terms = {} if self.problem is not None else self._terms(kind)
         x, y = self.x, self.y
-        numbers = [len(x), len(y), int(x.requires_grad), int(y.requires_grad)]
+        terms, numbers = {}, [0] * NUMBERS
+        if self.problem is None:
+            terms = asked | self._terms()
+            numbers = [len(x), len(y), int(x.requires_grad), int(y.requires_grad)]
         everyone = agree(terms, numbers, self.problem, self.group)
         rows, columns, x_needs, y_needs = zip(*everyone, strict=True)
         rank = distributed.get_rank(self.group)
@@ -202,14 +207,20 @@ class _Call:
                 f"columns, the embeddings are {len(x)} and {len(y)}"
             )
 
-    def _terms(self, kind: str) -> dict[str, str]:
+    def _terms(self) -> dict[str, str]:
         x, pairing = self.x, self.pairing
+        # What has a gradient is added up over ranks in the backward, which every rank must run.
+        learned = [
+            name
+            for name, one in zip(("scale", "bias"), self.factors, strict=False)
+            if one.requires_grad
+        ]
         terms = {
-            "the kind": kind,
             "form": self.form,
             "D": str(x.shape[1]),
             "the dtype": str(x.dtype),
             "the gradient mode": "on" if torch.is_grad_enabled() else "off",
+            "what is learned besides embeddings": " and ".join(learned) or "nothing",
             "the pairing": "none" if pairing is None else "given",
         }
         if pairing is not None:

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch import nn
 
+from accel.alignment.inputs import without_graph
 from accel.precision.modules import ModuleMixin, restore, swap_class
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -33,7 +33,7 @@ class LockedTower(ModuleMixin):
         if not self._unlocked_modules:
             with torch.no_grad():
                 return inner(*args, **kwargs)
-        args, kwargs = tree_map(_detached, (args, kwargs))
+        args, kwargs = without_graph((args, kwargs))
         return inner(*args, **kwargs)
 
     def train(self, mode: bool = True) -> Any:
@@ -52,8 +52,9 @@ def locked(
     Its parameters need no gradient, so DDP does not wait for one; it stays in evaluation mode when
     a parent calls `train()`, so dropout is off and running statistics stay; its forward keeps no
     graph, and no gradient reaches its inputs. With something unlocked, a graph is kept from there
-    on. Make the optimizer and wrap in DDP or FSDP2 afterwards. Parameters that did not need a
-    gradient before are not unlocked either.
+    on; inputs are then detached in mappings, lists, tuples, dataclasses and what pytree knows, but
+    not in objects of other classes. Make the optimizer and wrap in DDP or FSDP2 afterwards.
+    Parameters that did not need a gradient before are not unlocked either.
 
     What a module does beyond its forward (a method that another calls) keeps evaluation mode and
     parameters without gradients, but passes gradients on to its inputs.
@@ -114,10 +115,6 @@ def unlock(module: _Module) -> _Module:
     for name in module._locked_parameters:
         cast("nn.Module", module).get_parameter(name).requires_grad_(True)
     return cast("_Module", restore(cast("nn.Module", module), LockedTower))
-
-
-def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) and value.requires_grad else value
 
 
 def _unlocked_names(

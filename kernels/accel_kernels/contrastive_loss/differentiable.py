@@ -7,6 +7,7 @@ from torch import Tensor
 
 from accel_kernels.contrastive_loss import operators
 from accel_kernels.contrastive_loss.arguments import accumulation_dtype
+from accel_kernels.contrastive_loss.forward_mode import refuse_tangents
 from accel_kernels.contrastive_loss.pairing import Pairing
 from accel_kernels.contrastive_loss.passes import Passes, SoftmaxSums
 
@@ -39,8 +40,9 @@ def softmax_sums(
 
     Raises:
         ValueError: There is no such kernel.
-        RuntimeError: A second derivative is asked for.
+        RuntimeError: A second derivative is asked for, or one by forward-mode AD.
     """
+    refuse_tangents(x, y, scale)
     wide = accumulation_dtype(x.dtype)
     references = (vector.detach().to(wide) for vector in (x_reference, y_reference))
     found = operators.softmax(
@@ -72,8 +74,9 @@ def sigmoid_sum(
 
     Raises:
         ValueError: There is no such kernel.
-        RuntimeError: A second derivative is asked for.
+        RuntimeError: A second derivative is asked for, or one by forward-mode AD.
     """
+    refuse_tangents(x, y, scale, bias)
     wide = accumulation_dtype(x.dtype)
     leaves = x, y, scale.to(wide), bias.to(wide)
     wanted = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)

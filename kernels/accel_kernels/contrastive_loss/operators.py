@@ -1,7 +1,8 @@
 """`torch.ops.accel_kernels.contrastive_*`: the passes as operators, for eager and traced code.
 
 They have fake and autograd rules. The softmax loss saves its inputs and log-sum-exps, the sigmoid
-loss the gradients that its forward has computed: both are linear in the rows. What a kernel's name
+loss its inputs and the gradients that its forward has computed, in float32 for 16-bit inputs: both
+are linear in the rows. What a kernel's name
 stands for is looked up when an operator runs, so that traced programs hold names only.
 """
 
@@ -16,6 +17,11 @@ from torch import Tensor
 from accel_kernels.contrastive_loss.arguments import NAME, accumulation_dtype
 from accel_kernels.contrastive_loss.pairing import Guide, Pairing
 from accel_kernels.contrastive_loss.passes import Passes, SoftmaxGradients
+
+# A log-sum-exp that is rounded to float32 makes probabilities wrong by its rounding: up to here no
+# more than the rounding of logits of that size. Rows of norm 1 at a scale of 100 stay below, unless
+# a partner is nearly opposite.
+_LARGE = 128.0
 
 _PAIRING = (
     "Tensor x_sample, Tensor y_sample, Tensor? x_group, Tensor? y_group, str duplicates, "
@@ -130,13 +136,29 @@ def _compute_softmax(*given: Any) -> tuple[Tensor, ...]:
 
 
 def _compute_softmax_backward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
-    inputs, (backend, x_lse, y_lse, *gradients) = given[:-7], given[-7:]
+    inputs, (backend, *lses, _, _, _, _) = given[:-7], given[-7:]
+    gradients = SoftmaxGradients(*given[-4:])
     passes: Any = passes_of(backend)
+    pairing, references = _decoded(*inputs[5:]), list(inputs[3:5])
     with torch.no_grad(), _as_given(inputs[0]):
-        found = passes.softmax_backward(
-            *inputs[:5], _decoded(*inputs[5:]), x_lse, y_lse, SoftmaxGradients(*gradients)
-        )
+        if passes.reads_values and _are_large(lses, gradients):
+            references = [_moved(*pair) for pair in zip(references, lses, strict=True)]
+            lses = passes.softmax(*inputs[:3], *references, pairing)[:2]
+        found = passes.softmax_backward(*inputs[:3], *references, pairing, *lses, gradients)
     return found.x, found.y, found.scale
+
+
+def _are_large(lses: list[Tensor], gradients: SoftmaxGradients) -> bool:
+    """Whether a row's log-sum-exp that has a gradient is too large for its rounding."""
+    return any(
+        bool(((lse.abs() > _LARGE) & lse.isfinite() & (gradient != 0)).any())
+        for lse, gradient in zip(lses, gradients[:2], strict=True)
+    )
+
+
+def _moved(reference: Tensor, lse: Tensor) -> Tensor:
+    """A reference from which the log-sum-exp is near 0: the two are its parts, high and low."""
+    return reference + torch.where(lse.isfinite(), lse, 0.0)
 
 
 def _fake_softmax(x: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -169,7 +191,7 @@ def _differentiate_softmax(ctx: Any, *gradients: Tensor | None) -> Any:
 
 def _compute_sigmoid(*given: Any) -> tuple[Tensor, ...]:
     *inputs, backend, with_gradients = given
-    x, y, scale = inputs[:3]
+    x, scale = inputs[0], inputs[2]
     passes: Any = passes_of(backend)
     with torch.no_grad(), _as_given(x):
         total, found = passes.sigmoid(
@@ -177,7 +199,8 @@ def _compute_sigmoid(*given: Any) -> tuple[Tensor, ...]:
         )
     if found is None:
         return total, *(scale.new_empty(0) for _ in range(4))
-    return total, found.x.to(x.dtype), found.y.to(y.dtype), found.scale, found.bias
+    # Not in 16 bits yet: these are of the sum, which a loss divides by the number of its rows.
+    return total, *found
 
 
 def _fake_sigmoid(
@@ -185,7 +208,8 @@ def _fake_sigmoid(
 ) -> tuple[Tensor, ...]:
     if not rest[-1]:
         return scale.new_empty(()), *(scale.new_empty(0) for _ in range(4))
-    return scale.new_empty(()), *(t.new_empty(t.shape) for t in (x, y, scale, bias))
+    wide = accumulation_dtype(x.dtype)
+    return scale.new_empty(()), *(t.new_empty(t.shape, dtype=wide) for t in (x, y, scale, bias))
 
 
 def _save_sigmoid(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -207,11 +231,14 @@ def _differentiate_sigmoid(ctx: Any, gradient: Tensor | None, *others: Tensor | 
 
 def _compute_sigmoid_backward(gradient: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
     """From the embeddings too, for the sake of a second derivative, which is then refused."""
-    return tuple(gradient.to(saved.dtype) * saved for saved in rest[4:])
+    return tuple(
+        (gradient.to(saved.dtype) * saved).to(given.dtype)
+        for given, saved in zip(rest[:4], rest[4:], strict=True)
+    )
 
 
 def _fake_sigmoid_backward(gradient: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-    return tuple(saved.new_empty(saved.shape) for saved in rest[4:])
+    return tuple(given.new_empty(given.shape) for given in rest[:4])
 
 
 # --- both --------------------------------------------------------------------------------------

@@ -90,8 +90,9 @@ class SoftmaxBackwardPass(Protocol):
     """Gradients of a block's inputs from those of its sums; recomputes the logits once.
 
     `x_lse` and `y_lse` may be those of more blocks than this one: probabilities are
-    `exp(r_ij - x_lse[i])` and `exp(c_ij - y_lse[j])`. A row whose `x_lse` is -inf, and a gradient
-    of 0, contribute nothing, whatever else is in the row.
+    `exp(r_ij - x_lse[i])` and `exp(c_ij - y_lse[j])`. The references need not be the forward's:
+    where a log-sum-exp is large, a reference near it keeps the digits of what is left. A row whose
+    `x_lse` is -inf, and a gradient of 0, contribute nothing, whatever else is in the row.
     """
 
     def __call__(  # noqa: D102 - the class says it
@@ -132,8 +133,17 @@ class SigmoidPass(Protocol):
 
 
 class Passes(NamedTuple):
-    """A kernel: what a spec's loader returns."""
+    """A kernel: what a spec's loader returns.
+
+    Attributes:
+        softmax: Sums of a block.
+        softmax_backward: Gradients of its inputs.
+        sigmoid: The other loss, with its gradients.
+        reads_values: The host waits for the device in these passes, so that it may look at their
+            results besides. False: they only start work, and so can be recorded in a graph.
+    """
 
     softmax: SoftmaxPass
     softmax_backward: SoftmaxBackwardPass
     sigmoid: SigmoidPass
+    reads_values: bool = True

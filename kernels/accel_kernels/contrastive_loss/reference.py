@@ -54,8 +54,8 @@ def relations(pairing: Pairing) -> Relations:
     similarity = guide.x.to(wide) @ guide.y.to(wide).T
     return Relations(
         positive,
-        counts & (positive | (similarity <= guide.x_threshold[:, None])),
-        counts & (positive | (similarity <= guide.y_threshold[None, :])),
+        counts & (positive | ~(similarity > guide.x_threshold[:, None])),
+        counts & (positive | ~(similarity > guide.y_threshold[None, :])),
     )
 
 

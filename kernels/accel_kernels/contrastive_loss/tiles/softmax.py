@@ -22,6 +22,8 @@ from accel_kernels.contrastive_loss.tiles.settings import Settings
 # must exceed the smallest normal one: underflow then took less than its rounding of it, whatever
 # the number of terms, up to a million.
 _MARGIN, _TRUSTED = 3.0, 1e14
+# Binary digits of a float32.
+_DIGITS = 24
 
 
 class _Sums:
@@ -75,11 +77,17 @@ def sums(
 
 
 def _shift(batch: Batch) -> float:
-    """A whole number, so that subtracting it from large logits is exact; 0 where it can be."""
+    """A whole number, so that subtracting it from large logits is exact; 0 where it can be.
+
+    It has no more digits than a dtype of logits: rounded it would be another one.
+    """
     longest = max(len(batch.x.values), len(batch.y.values), 1)
     most = math.log(torch.finfo(batch.x.values.dtype).max) - math.log(longest) - _MARGIN
     over = batch.largest_logit() - most
-    return float(math.ceil(over)) if 0.0 < over < math.inf else 0.0
+    if not 0.0 < over < math.inf:
+        return 0.0
+    step = 2.0 ** max(0, math.frexp(over)[1] - _DIGITS)
+    return math.ceil(over / step) * step
 
 
 def _add_powers(

@@ -136,6 +136,7 @@ class _Weights:
         self._scratch = batch.scratch()
         finfo = torch.finfo(self._scratch.dtype)
         self._reach = _SHARE * -math.log(finfo.tiny)
+        self._whole = 1.0 / finfo.eps
         self._most, self._bound = math.log(finfo.max) - 1.0, batch.largest_logit()
         everything = slice(None)
         self._shift = self._common(rows.bounds(everything), columns.bounds(everything))
@@ -172,8 +173,10 @@ class _Weights:
         low, high = min(rows[0], columns[0]), max(rows[1], columns[1])
         if low == math.inf:
             return 0.0  # no row has a gradient
-        # False for NaN.
-        return float(round((low + high) / 2)) if high - low <= 2 * self._reach else None
+        middle = (low + high) / 2
+        # False for NaN. A greater number is not whole in the dtype of logits, and rounded apart.
+        fits = high - low <= 2 * self._reach and abs(middle) < self._whole
+        return float(round(middle)) if fits else None
 
     def _together(self, tile: Tile, shift: float) -> None:
         logits = tile.logits
@@ -203,9 +206,9 @@ class _Weights:
         ):
             total, active = anchors.total[places], anchors.active[places]
             # In two parts, so that subtracting a large one loses nothing.
-            whole = total.round()
-            values.sub_(whole.to(values).unsqueeze(dim))
-            values.sub_((total - whole).to(values).unsqueeze(dim)).exp_()
+            whole = total.round().to(values)
+            values.sub_(whole.unsqueeze(dim))
+            values.sub_((total - whole.to(total)).to(values).unsqueeze(dim)).exp_()
             values.mul_(anchors.gradient[places].to(values).unsqueeze(dim))
             unused = ~active.to(values.device).unsqueeze(dim)
             values.masked_fill_(unused if hidden is None else unused | hidden, 0.0)

@@ -10,4 +10,4 @@ from accel_kernels.contrastive_loss.passes import Passes
 from accel_kernels.contrastive_loss.triton.sigmoid_pass import sigmoid
 from accel_kernels.contrastive_loss.triton.softmax_passes import softmax, softmax_backward
 
-PASSES = Passes(softmax, softmax_backward, sigmoid)
+PASSES = Passes(softmax, softmax_backward, sigmoid, reads_values=False)
