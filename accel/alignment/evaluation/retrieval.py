@@ -155,7 +155,7 @@ def retrieve_all_pairs(
     embeddings: Mapping[str, Tensor],
     *,
     trained: Sequence[Pair] | None = None,
-    presence: Tensor | None = None,
+    presence: Tensor | Mapping[str, Tensor] | None = None,
     groups: Tensor | None = None,
     ks: Sequence[int] = KS,
     chunk_size: int = 1024,
