@@ -10,7 +10,6 @@ import os
 import pytest
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 import accel
 from accel.devices import functions
@@ -310,22 +309,34 @@ def test_a_process_group_and_ddp(current):
     assert functions.dist_backend("cuda:nccl,cpu:gloo") == expected
     assert functions.ddp_device_ids() == ([current.index] if on else None)
     assert functions.ddp_output_device("cuda") == (current.index if on else None)
-    torch.distributed.init_process_group(
-        functions.dist_backend("nccl"), store=torch.distributed.HashStore(), rank=0, world_size=1
-    )
-    try:
-        assert torch.distributed.get_backend() == backend
-        model = DistributedDataParallel(
-            nn.Linear(3, 2).to(functions.device(current.index)),
-            device_ids=functions.ddp_device_ids(current.index),
-            output_device=functions.ddp_output_device(current.index),
+
+
+@pytest.mark.without_npu  # whose processes are started by torchrun: tests/simulate has them
+def test_a_model_trains_in_ddp(current, run_python):
+    """In a process of its own, which torch's collectives leave with threads running."""
+    code = """
+        import os, sys
+        import torch
+        from accel.devices import functions
+        torch.distributed.init_process_group(
+            functions.dist_backend("nccl"), store=torch.distributed.HashStore(), rank=0,
+            world_size=1,
+        )
+        model = torch.nn.parallel.DistributedDataParallel(
+            torch.nn.Linear(3, 2).to(functions.device(INDEX)),
+            device_ids=functions.ddp_device_ids(INDEX),
+            output_device=functions.ddp_output_device(INDEX),
         )
         result = model(torch.ones(4, 3, device=functions.device()))
         result.sum().backward()
-        assert result.device == current.torch_device
-        assert model.module.bias.grad.tolist() == [4.0, 4.0]
-    finally:
-        torch.distributed.destroy_process_group()
+        print(torch.distributed.get_backend(), result.device, model.module.bias.grad.tolist())
+        sys.stdout.flush()
+        os._exit(0)
+    """.replace("INDEX", repr(current.index))
+    own = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}
+    backend = own.get(current.family, functions.dist_backend())
+    found = run_python(code, ACCEL_DEVICE=str(current)).lines
+    assert found[-1] == f"{backend} {current.torch_device} [4.0, 4.0]"
 
 
 # --- the vendor's profiler and switches --------------------------------------------------------
