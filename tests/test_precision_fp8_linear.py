@@ -187,7 +187,7 @@ def test_a_product_with_one_operand_in_eight_bits_is_computed_in_the_others_dtyp
     rounded = nn.functional.linear(x.bfloat16(), plain.weight.bfloat16(), plain.bias.bfloat16())
     assert torch.equal(found.out, rounded.float())
     # float32, which is wider than bfloat16; to its rounding, as threads may sum in other orders.
-    expected = gradient @ plain.weight
+    expected = (gradient @ plain.weight).detach()
     torch.testing.assert_close(
         found.x, expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max())
     )
