@@ -16,6 +16,7 @@ from accel.alignment.ranks.global_batch import (
     global_softmax_sums,
     sum_over_ranks,
 )
+from accel_kernels.contrastive_loss.arguments import accumulation_dtype
 from accel_kernels.contrastive_loss.differentiable import sigmoid_sum, softmax_sums
 from accel_kernels.contrastive_loss.pairing import ABSENT, Pairing
 
@@ -90,7 +91,7 @@ def contrastive_loss(
     ranks = Ranks(form, process_group)
     ranks.check()
     chosen = ranks.attempt(lambda: kernel_of_call(x, y, scale, bias, pairing, kind, backend))
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    wide = accumulation_dtype(x.dtype)
     scale = agreed_gradient(_number(scale, x, wide), ranks)
     if kind == "sigmoid":
         bias = agreed_gradient(_number(0.0 if bias is None else bias, x, wide), ranks)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from accel.alignment.options import check_choice, check_not_negative
+from accel_kernels.contrastive_loss.arguments import accumulation_dtype
 from accel_kernels.contrastive_loss.pairing import ABSENT, DUPLICATES, Duplicates, Guide, Pairing
 
 MarginStrategy = Literal["absolute", "relative"]
@@ -201,7 +202,7 @@ def partner_similarities(
     Returns:
         For x and for y: `[N]` in float32 (float64 for float64), 0 without partner, and `[N]` bool.
     """
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = accumulation_dtype(x.dtype)
     if pairing is None:
         products = (x.to(dtype) * y.to(dtype)).sum(-1)
         here = torch.ones_like(products, dtype=torch.bool)

@@ -17,6 +17,7 @@ from accel.alignment.ranks.functions import Form, SigmoidFunction, SoftmaxFuncti
 from accel.alignment.ranks.gathered import Gathered
 from accel.alignment.ranks.ring import Ring
 from accel.distributed import all_gather
+from accel_kernels.contrastive_loss.arguments import accumulation_dtype
 from accel_kernels.contrastive_loss.pairing import Pairing
 from accel_kernels.contrastive_loss.passes import Passes, SoftmaxSums
 
@@ -71,7 +72,7 @@ def global_softmax_sums(
     call = _Call(x, y, (scale,), pairing, form, process_group)
     call.check_references(x_reference, y_reference)
     way, pairing, x, y = call.agreed({"the kind": "softmax", "direction": direction}, passes)
-    wide = _accumulation(x.dtype)
+    wide = accumulation_dtype(x.dtype)
     found = SoftmaxFunction.apply(
         way, pairing, x, y, scale.to(x.device, wide), x_reference.detach().to(wide),
         y_reference.detach().to(wide),
@@ -98,7 +99,7 @@ def global_sigmoid_sum(
     """
     call = _Call(x, y, (scale, bias), pairing, form, process_group)
     way, pairing, x, y = call.agreed({"the kind": "sigmoid"}, passes)
-    factors = (factor.to(x.device, _accumulation(x.dtype)) for factor in (scale, bias))
+    factors = (factor.to(x.device, accumulation_dtype(x.dtype)) for factor in (scale, bias))
     found: Tensor = SigmoidFunction.apply(way, pairing, x, y, *factors)
     return found
 
@@ -239,7 +240,3 @@ def _joining(tensor: Tensor, needed: bool) -> Tensor:
     if needed and not tensor.requires_grad and torch.is_grad_enabled():
         return tensor.detach().requires_grad_()
     return tensor
-
-
-def _accumulation(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
