@@ -1,7 +1,7 @@
 """The command line. One file per sub-command; none is imported before it is asked for.
 
 Each sub-command module has `add_arguments(parser)` and `run(arguments) -> int` (the exit status),
-and imports torch, if it needs it, inside `run`.
+and imports torch, if it needs it, inside `run`. One with verbs of its own has `main(argv) -> int`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ _COMMANDS = {
     "compare": "say whether two recordings agree, and if not, which operator is at fault",
     "replay": "check every operator of one recording against float64",
     "simulate": "run an Ascend program where there is no Ascend",
+    "convert": "rewrite CUDA-bound source for every device, and account for what is left",
 }
+_WITH_VERBS = frozenset({"convert"})
 
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
@@ -33,7 +35,7 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in _COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary)
-        if name == chosen:
+        if name == chosen and name not in _WITH_VERBS:
             module = importlib.import_module(f"accel.cli.{name}")
             module.add_arguments(command)
             command.set_defaults(run=module.run)
@@ -48,10 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 all well, 1 a finding (a broken machine, an exceeded budget),
-        2 wrong usage, unreadable input or unwritable output, 3 undecided.
+        2 wrong usage, unreadable input or unwritable output, 3 undecided. `accel convert` has its
+        own, which `accel convert --help` lists.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     chosen = next((argument for argument in given if not argument.startswith("-")), None)
+    if chosen in _WITH_VERBS and given[0] == chosen:
+        own: int = importlib.import_module(f"accel.cli.{chosen}").main(given[1:])
+        return own
     arguments = _parser(chosen).parse_args(given)
     status: int = arguments.run(arguments)
     return status

@@ -1,0 +1,189 @@
+"""From the bytes of a Python file to its findings, its converted text and its ledger."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+from accel.convert import tokens
+from accel.convert.edits import ConflictError, apply, arrange
+from accel.convert.finding import Edit, FileResult, Finding, Span
+from accel.convert.importing import import_edit
+from accel.convert.ledger import account
+from accel.convert.module import Module
+from accel.convert.options import Options
+from accel.convert.project import Project
+from accel.convert.rules import FAMILIES, names, user_rules
+from accel.convert.source import Source
+
+_VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"  # newer syntax needs a newer Python
+_KEEP = re.compile(r"#\s*accel:\s*keep(?:\[([A-Z0-9,\s]*)\])?")
+
+
+def convert_source(
+    data: bytes, path: str, options: Options, project: Project | None = None
+) -> FileResult:
+    """Convert one Python file.
+
+    Args:
+        data: Its bytes.
+        path: Its name in the result, and its place in the project.
+        options: What to do.
+        project: What is known of the other files.
+
+    Returns:
+        The result. A file that is no Python 3 is kept as it is, with `error`.
+    """
+    try:
+        source = Source(data)
+        if not _may_matter(source.utf8, options):
+            return FileResult(path, "python", data, data, lines=len(source.starts))
+        module = Module(source, path, options, project)
+        found = tokens.find(source, tokens.pattern(options.source))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        lines = data.count(b"\n") + 1
+        return FileResult(path, "python", data, data, error=_said(error), lines=lines)
+    findings = [finding for family in FAMILIES for finding in family.find(module)]
+    findings = _restrained(findings, module)
+    findings = _without_conflicts(_first_of_each(user_rules.prefer(findings)))
+    findings += _restrained(names.find(module, found, findings), module)
+    return _finish(module, data, found, findings)
+
+
+def _may_matter(utf8: bytes, options: Options) -> bool:
+    """Whether anything in a file can concern a rule; saves the parse of most files."""
+    if b"torch" in utf8 or options.user_rules:
+        return True
+    return tokens.pattern(options.source).search(utf8.decode("utf-8")) is not None
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, SyntaxError):
+        where = f"line {error.lineno}: " if error.lineno else ""
+        return f"{where}not Python {_VERSION}: {error.msg}"
+    return f"cannot be decoded: {error}"
+
+
+def _restrained(findings: Sequence[Finding], module: Module) -> list[Finding]:
+    """Findings as the user wants them: rules switched off and lines with a comment are kept."""
+    has_comments = b"accel:" in module.source.utf8
+    return [_restraint(finding, module, has_comments) for finding in findings]
+
+
+def _restraint(finding: Finding, module: Module, has_comments: bool) -> Finding:
+    if finding.action == "keep":
+        return finding
+    if not module.options.allows(finding.rule):
+        return _kept(finding, "the rule is switched off in this run")
+    if has_comments and _has_comment(finding, module):
+        return _kept(finding, "a comment says to keep it")
+    return finding
+
+
+def _has_comment(finding: Finding, module: Module) -> bool:
+    """Whether a comment on the first or last line of a place names its rule, or all rules."""
+    for at in {finding.span.start, max(finding.span.start, finding.span.end - 1)}:
+        match = _KEEP.search(module.source.line_text(module.source.line_of(at)))
+        if match and (match[1] is None or finding.rule in re.split(r"[,\s]+", match[1])):
+            return True
+    return False
+
+
+def _kept(finding: Finding, why: str) -> Finding:
+    return replace(
+        finding, action="keep", edits=(), imports=frozenset(), message=why, advice="",
+        effort="auto", blocker=False,
+    )  # fmt: skip
+
+
+def _first_of_each(findings: Sequence[Finding]) -> list[Finding]:
+    """Without those that would change exactly what an earlier family's finding changes."""
+    taken: set[Span] = set()
+    out = []
+    for finding in findings:
+        spans = {edit.span for edit in finding.edits}
+        if spans and spans <= taken:
+            continue
+        taken |= spans
+        out.append(finding)
+    return out
+
+
+def _without_conflicts(findings: list[Finding]) -> list[Finding]:
+    """Findings whose edits fit together; one that does not is for a human."""
+    try:
+        arrange(edit for finding in findings for edit in finding.edits)
+    except ConflictError:
+        return _one_by_one(findings)
+    return findings
+
+
+def _one_by_one(findings: list[Finding]) -> list[Finding]:
+    accepted: list[Finding] = []
+    edits: list[Edit] = []
+    for finding in findings:
+        try:
+            arrange([*edits, *finding.edits])
+        except ConflictError:
+            finding = replace(
+                finding, action="flag", edits=(), imports=frozenset(), effort="review",
+                advice="Convert this place by hand: two rules want to change parts of it.",
+            )  # fmt: skip
+        edits += finding.edits
+        accepted.append(finding)
+    return accepted
+
+
+def _finish(
+    module: Module, data: bytes, found: list[tokens.Token], findings: list[Finding]
+) -> FileResult:
+    source = module.source
+    edits = [edit for finding in findings for edit in finding.edits]
+    _, applied = apply(source.utf8, edits)
+    findings = _visible(findings, applied)
+    users = [f for f in findings if f.action == "convert" and f.imports]
+    needed = {name for f in users for name in f.imports}
+    first = min((edit.span.start for f in users for edit in f.edits), default=None)
+    changed, applied = apply(source.utf8, [*edits, *import_edit(module, needed, first)])
+    lines = len(source.starts)
+    try:
+        ast.parse(changed.decode("utf-8"))
+    except SyntaxError as error:
+        said = f"the conversion would not parse ({error}); please report this as a bug"
+        return FileResult(module.path, "python", data, data, error=said, lines=lines)
+    after = source.encode(changed) if edits else data
+    ordered = tuple(sorted(findings, key=lambda f: (f.span, f.rule)))
+    ledger = account(found, ordered, applied)
+    return FileResult(module.path, "python", data, after, ordered, ledger, lines=lines)
+
+
+def _visible(findings: list[Finding], applied: set[Span]) -> list[Finding]:
+    """Without what lies in text that an outer edit took away."""
+    gone: list[Span] = []
+    for finding in findings:
+        for edit in finding.edits:
+            if edit.span in applied:
+                gone += _removed(edit)
+    kept = []
+    for finding in findings:
+        own = {edit.span for edit in finding.edits}
+        if own and not own & applied:
+            continue
+        if not own and any(span.contains(finding.span) for span in gone):
+            continue
+        kept.append(finding)
+    return kept
+
+
+def _removed(edit: Edit) -> list[Span]:
+    """The stretches of an edit's span that it does not keep."""
+    spans = sorted(part for part in edit.parts if isinstance(part, Span))
+    out, position = [], edit.span.start
+    for span in spans:
+        out.append(Span(position, span.start))
+        position = max(position, span.end)
+    out.append(Span(position, edit.span.end))
+    return [span for span in out if span.end > span.start]

@@ -1,0 +1,348 @@
+"""One Python file as the rules see it: its tree, what names mean, and how to say a finding."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from typing import TypeVar, cast
+
+from accel.convert.finding import Action, Edit, Effort, Finding, Parts, Span
+from accel.convert.fstrings import NEEDED, fix_positions
+from accel.convert.options import Options
+from accel.convert.project import Project
+from accel.convert.scopes import FUNCTIONS, Binding, Scope, Walk
+from accel.convert.source import Source
+from accel.convert.targets import Target, target_of
+from accel.convert.vendors import Vendor, vendor_of
+
+Node = TypeVar("Node", bound=ast.AST)
+_LAST_WORD = re.compile(rb"[A-Za-z0-9_\x80-\xff]+\Z")
+_DEEPEST = 12  # aliases of aliases that are followed
+
+
+class Module:
+    """A parsed file.
+
+    Attributes:
+        source: Its text.
+        path: As the run names it.
+        options: What the run is asked to do.
+        project: What is known of the other files.
+        tree: The syntax tree.
+        walk: Parents, nodes by type, scopes.
+        target: How the output spells things; use `module.target.call(...)`.
+        vendor: What the input is bound to; the tree is in CUDA's words whatever it is.
+    """
+
+    def __init__(
+        self, source: Source, path: str, options: Options, project: Project | None = None
+    ) -> None:
+        """Parse a file.
+
+        Raises:
+            SyntaxError: It is not Python 3.
+        """
+        self.source = source
+        self.path = path
+        self.options = options
+        self.project = project or Project()
+        try:
+            self.tree = ast.parse(
+                source.utf8.decode("utf-8")
+            )  # as text: a coding line counts no more
+        except (ValueError, RecursionError, MemoryError) as error:  # NUL bytes, depth
+            raise SyntaxError(f"cannot be parsed: {error}") from error
+        self.vendor: Vendor = vendor_of(options.source)
+        self.vendor.exchange(self.tree)
+        self.walk = Walk(self.tree)
+        if NEEDED:
+            for joined in self.all(ast.JoinedStr):
+                outer = self.parent(joined)
+                if not (isinstance(outer, ast.FormattedValue) and outer.format_spec is joined):
+                    fix_positions(source, joined)
+        self.target: Target = target_of(options.target, self.library_name)
+        self._qualified: dict[ast.expr, str | None] = {}
+
+    # --- the tree ------------------------------------------------------------------------------
+
+    def all(self, *kinds: type[Node]) -> list[Node]:
+        """All nodes of these types."""
+        if len(kinds) == 1:
+            return cast("list[Node]", self.walk.nodes.get(kinds[0], []))
+        return [
+            node for kind in kinds for node in cast("list[Node]", self.walk.nodes.get(kind, []))
+        ]
+
+    def parent(self, node: ast.AST) -> ast.AST:
+        """The node around this one."""
+        return self.walk.parents[node]
+
+    def ancestors(self, node: ast.AST) -> Iterator[ast.AST]:
+        """From the parent outwards; the module is last."""
+        while node in self.walk.parents:
+            node = self.walk.parents[node]
+            yield node
+
+    def statement(self, node: ast.AST) -> ast.stmt:
+        """The statement that a node is in (itself, if it is one)."""
+        while not isinstance(node, ast.stmt):
+            node = self.walk.parents[node]
+        return node
+
+    def function_of(self, node: ast.AST) -> ast.AST | None:
+        """The innermost function (or lambda) around a node."""
+        return next((outer for outer in self.ancestors(node) if isinstance(outer, FUNCTIONS)), None)
+
+    def class_of(self, node: ast.AST) -> ast.ClassDef | None:
+        """The innermost class around a node."""
+        return next((o for o in self.ancestors(node) if isinstance(o, ast.ClassDef)), None)
+
+    def span(self, node: ast.AST) -> Span:
+        """The bytes of a node, without parentheses around it."""
+        return self.source.span(node)
+
+    def text(self, node: ast.AST) -> str:
+        """The text of a node."""
+        return self.source.text(self.source.span(node))
+
+    def attribute_span(self, node: ast.Attribute) -> Span:
+        """The bytes of the attribute's own name, the last word of the expression."""
+        end = self.span(node).end
+        match = _LAST_WORD.search(self.source.utf8, self.span(node.value).end, end)
+        return Span(match.start() if match else end, end)
+
+    # --- names ---------------------------------------------------------------------------------
+
+    def scope(self, node: ast.AST) -> Scope:
+        """The scope that a node is read in."""
+        known = self.walk.scopes
+        while node not in known:
+            node = self.walk.parents[node]
+        return known[node]
+
+    def binding(self, name: ast.Name) -> Binding | None:
+        """What a name means; None for builtins and names that come from nowhere."""
+        return self.walk.scopes[name].find(name.id)
+
+    def qualified(self, node: ast.AST) -> str | None:
+        """The dotted name of what an expression is, through imports and local aliases.
+
+        `torch.cuda.synchronize` for `c.synchronize` after `import torch.cuda as c`;
+        `builtins.x` for a name that nothing binds; `utils.DEVICE` after `from utils import
+        DEVICE`, with leading dots as in the import. None for everything that is not a plain chain
+        of names, or that has more than one meaning. Another vendor's names are read as
+        torch.cuda's, see `vendors.py`.
+        """
+        name = self._resolve(node, 0)
+        return self.vendor.canonical(name) if name and self.vendor.renames else name
+
+    def _resolve(self, node: ast.AST, depth: int) -> str | None:
+        kind = type(node)
+        if kind is not ast.Name and kind is not ast.Attribute:
+            return None
+        known = self._qualified.get(node, "")  # type: ignore[call-overload]
+        if known != "":
+            return cast("str | None", known)
+        found: str | None = None
+        if kind is ast.Attribute:
+            base = self._resolve(node.value, depth)  # type: ignore[attr-defined]
+            found = f"{base}.{node.attr}" if base else None  # type: ignore[attr-defined]
+        elif depth < _DEEPEST:
+            found = self._name(cast("ast.Name", node), depth)
+        self._qualified[node] = found  # type: ignore[index]
+        return found
+
+    def _name(self, name: ast.Name, depth: int) -> str | None:
+        binding = self.binding(name)
+        if binding is None:
+            return self._unbound(name)
+        if binding.is_opaque or binding.parameter or binding.definitions:
+            return None
+        if binding.imports:
+            # `except ImportError: apex = None` leaves the import's meaning.
+            plain = all(_is_nothing(value) for value in binding.values)
+            return binding.imports[0] if plain and len(set(binding.imports)) == 1 else None
+        if len(binding.values) == 1:
+            return self._resolve(binding.values[0], depth + 1)
+        return None
+
+    def _unbound(self, name: ast.Name) -> str | None:
+        stars = [star for scope in self.scopes_out(name) for star in scope.stars]
+        if not stars:
+            return f"builtins.{name.id}"
+        return f"{stars[0]}.{name.id}" if len(stars) == 1 else None
+
+    def scopes_out(self, node: ast.AST) -> Iterator[Scope]:
+        """The scopes around a node, from the inside."""
+        scope: Scope | None = self.scope(node)
+        while scope is not None:
+            yield scope
+            scope = scope.parent
+
+    def value_of(self, node: ast.expr) -> ast.expr:
+        """The one expression that a name stands for, through aliases; the node itself if not."""
+        for _ in range(_DEEPEST):
+            if not isinstance(node, ast.Name):
+                break
+            binding = self.binding(node)
+            if binding is None or binding.is_opaque or binding.parameter or binding.imports:
+                break
+            if binding.definitions or len(binding.values) != 1:
+                break
+            node = binding.values[0]
+        return node
+
+    def constant(self, node: ast.expr) -> str | int | None:
+        """The string or integer that an expression is, through names and other files' constants."""
+        node = self.value_of(node)
+        if isinstance(node, ast.Constant):
+            value = node.value
+            return value if isinstance(value, (str, int)) and not isinstance(value, bool) else None
+        name = self.qualified(node)
+        return self.project.constant(self.path, name) if name else None
+
+    @cached_property
+    def attributes(self) -> dict[tuple[ast.ClassDef, str], list[ast.expr | None]]:
+        """What `self.x` and names of the class body are given; None for what is no expression."""
+        found: dict[tuple[ast.ClassDef, str], list[ast.expr | None]] = {}
+        for node in self.all(ast.Attribute):
+            if isinstance(node.ctx, ast.Load) or not isinstance(node.value, ast.Name):
+                continue
+            owner = self.class_of(node)
+            if owner is None or node.value.id not in ("self", "cls"):
+                continue
+            parent = self.parent(node)
+            plain = (isinstance(parent, ast.Assign) and node in parent.targets) or (
+                isinstance(parent, ast.AnnAssign) and parent.target is node
+            )
+            value = parent.value if plain else None  # type: ignore[attr-defined]
+            found.setdefault((owner, node.attr), []).append(value)
+        for owner in self.all(ast.ClassDef):
+            for name, binding in self.walk.scopes[owner].names.items():
+                values = found.setdefault((owner, name), [])
+                values.extend(binding.values)
+                if binding.is_opaque:
+                    values.append(None)
+        return found
+
+    def attribute_values(self, node: ast.Attribute) -> list[ast.expr | None]:
+        """What is ever assigned to the `self.x` that this is, in its class; empty if unknown."""
+        owner = self.class_of(node)
+        if owner is None or not isinstance(node.value, ast.Name) or node.value.id != "self":
+            return []
+        return self.attributes.get((owner, node.attr), [])
+
+    @cached_property
+    def library_name(self) -> str:
+        """What this library is called in the output: `accel`, unless the file uses that name."""
+        taken = {name for scope in self.walk.scopes.values() for name in scope.names}
+        binding = self.walk.module.names.get("accel")
+        if "accel" not in taken or (binding and set(binding.imports) == {"accel"}):
+            return "accel"
+        return "accel_torch"
+
+    # --- findings ------------------------------------------------------------------------------
+
+    def convert(
+        self,
+        node: ast.AST | Span,
+        rule: str,
+        message: str,
+        *parts: str | Span | ast.AST,
+        imports: frozenset[str] | None = None,
+        effort: Effort = "auto",
+        subject: str = "",
+    ) -> Finding:
+        """A finding that replaces a node by parts.
+
+        Args:
+            node: What is replaced and accounted for.
+            rule: The rule's id.
+            message: Why, in one sentence.
+            *parts: The replacement: text, and nodes or spans of the original, in which other
+                findings' edits still apply.
+            imports: What the text needs; the target's own imports if None.
+            effort: Who has work with it.
+            subject: What it is about.
+        """
+        span = node if isinstance(node, Span) else self.span(node)
+        pieces: Parts = tuple(
+            part if isinstance(part, (str, Span)) else self.span(part) for part in parts
+        )
+        needs = self.target.imports if imports is None else imports
+        return self._finding(
+            span, rule, "convert", message, edits=(Edit(span, pieces),), imports=needs,
+            effort=effort, subject=subject,
+        )  # fmt: skip
+
+    def edit(
+        self,
+        node: ast.AST | Span,
+        rule: str,
+        message: str,
+        *edits: Edit,
+        imports: frozenset[str] | None = None,
+        effort: Effort = "auto",
+        subject: str = "",
+    ) -> Finding:
+        """A finding that accounts for a node and makes several edits, within it or elsewhere."""
+        needs = self.target.imports if imports is None else imports
+        return self._finding(
+            node, rule, "convert", message, edits=edits, imports=needs, effort=effort,
+            subject=subject,
+        )  # fmt: skip
+
+    def keep(self, node: ast.AST | Span, rule: str, message: str, *, subject: str = "") -> Finding:
+        """A finding that says why a node is right as it is."""
+        return self._finding(node, rule, "keep", message, subject=subject)
+
+    def flag(
+        self,
+        node: ast.AST | Span,
+        rule: str,
+        message: str,
+        advice: str,
+        *,
+        effort: Effort = "review",
+        blocker: bool = False,
+        subject: str = "",
+    ) -> Finding:
+        """A finding for a human."""
+        return self._finding(
+            node, rule, "flag", message, advice=advice, effort=effort, blocker=blocker,
+            subject=subject,
+        )  # fmt: skip
+
+    def _finding(
+        self,
+        node: ast.AST | Span,
+        rule: str,
+        action: Action,
+        message: str,
+        *,
+        edits: tuple[Edit, ...] = (),
+        imports: frozenset[str] = frozenset(),
+        advice: str = "",
+        effort: Effort = "auto",
+        blocker: bool = False,
+        subject: str = "",
+    ) -> Finding:
+        span = node if isinstance(node, Span) else self.span(node)
+        line = self.source.line_of(span.start)
+        if self.vendor.words:
+            message, advice = self.vendor.spoken(message), self.vendor.spoken(advice)
+        if edits and self.target.warnings:
+            texts = [part for edit in edits for part in edit.parts if isinstance(part, str)]
+            caution = self.target.caution("".join(texts))
+            if caution:
+                message, effort = f"{message}; {caution}", "review"
+        return Finding(
+            rule, action, span, line, self.source.column_of(span.start), message, advice, edits,
+            imports, effort, blocker, self.source.line_text(line).strip(), subject,
+        )  # fmt: skip
+
+
+def _is_nothing(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value in (None, False)

@@ -1,0 +1,206 @@
+"""The report for a terminal: at most 100 columns, the verdict first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby, islice
+
+from accel.convert.finding import FileResult, Finding, TreeResult
+from accel.convert.pages.runs import Trace
+from accel.convert.pages.summary import Group, Summary, Unread
+from accel.convert.pages.words import ACTIONS, EFFORTS, WIDTH, count, cut, percent, sentence, wrap
+from accel.report import text
+
+HOW_TO_REPORT = (
+    "This is a bug of the converter, and no fault of yours. Look at these lines yourself, and "
+    "report them with the version (accel --version): a line as small as it can be that shows it."
+)
+_PLACES = 8  # of a group, before "and more"
+_REASONS = 3  # of a group; every finding has its own below
+
+
+def to_text(tree: TreeResult, summary: Summary, trace: Trace | None = None) -> str:
+    """The whole report.
+
+    Args:
+        tree: The run.
+        summary: What it comes to.
+        trace: What a traced run of the program saw, if there was one.
+
+    Returns:
+        Lines, with a newline at the end.
+    """
+    parts = [
+        *_head(tree, summary),
+        *missing(summary),
+        *_sections(summary),
+        *(_traced(trace) if trace else ()),
+        *_ledger(summary),
+        *_files(tree),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def verdict(summary: Summary) -> str:
+    """The verdict in one sentence."""
+    word = summary.verdict.upper()
+    joint = " " if summary.verdict == "no-go" else ": "
+    return f"{word}{joint}{sentence(summary.sentence)}"
+
+
+def _head(tree: TreeResult, summary: Summary) -> Iterator[str]:
+    yield from wrap(verdict(summary))
+    yield ""
+    kinds = ", ".join(f"{number:,} {language}" for language, number in summary.files.items())
+    yield from wrap(
+        f"{', '.join(tree.roots)}: {count(sum(summary.files.values()), 'file')}"
+        f"{f' ({kinds})' if kinds else ''}, {count(summary.lines, 'line')}; "
+        f"target {tree.target}, chip {tree.chip}."
+    )
+    yield from wrap(
+        f"{summary.actions['convert']:,} of {count(summary.sites, 'site')} convert by themselves "
+        f"({summary.share}); for a human: {summary.actions['flag']:,}; right as they are, and "
+        f"kept: {count(summary.actions['keep'], 'place')}."
+    )
+    for conflict in summary.conflicts:
+        yield from wrap(sentence(conflict), "  ", first="! ")
+    if summary.omitted:
+        said = "; ".join(f"{one.path}: {one.reason}" for one in summary.omitted[:_PLACES])
+        more = len(summary.omitted) - _PLACES
+        said += f"; and {more} more" if more > 0 else ""
+        yield from wrap(sentence(f"Left out: {said}"))
+
+
+def missing(summary: Summary) -> Iterator[str]:
+    """Tokens that no rule accounts for, loudly; nothing where there are none."""
+    if not summary.missing:
+        return
+    yield ""
+    yield f"!! {count(len(summary.missing), 'TOKEN')} THAT NO RULE ACCOUNTS FOR"
+    yield from wrap(HOW_TO_REPORT, "   ")
+    for path, entry in summary.missing:
+        yield cut(f"   {path}:{entry.line}: {entry.token} ({entry.kind})", WIDTH)
+
+
+def _sections(summary: Summary) -> Iterator[str]:
+    yield from _section("Blockers", summary.blockers, "None.")
+    yield from _heading("Work")
+    rows = [(one.effort, one.sites, one.lines, one.files, EFFORTS[one.effort]) for one in
+            summary.work]  # fmt: skip
+    yield text.table(("class", "sites", "lines", "files", "meaning"), rows)
+    yield from _unread(summary.unread)
+    yield from _section("For a human", summary.human)
+    yield from _section("Operators and dtypes with limits on the chip", summary.operators)
+    yield from _section("Packages and extensions", summary.packages)
+    for language, found in summary.elsewhere.items():
+        yield from _section(f"Other files: {language}", found)
+
+
+def _heading(title: str) -> Iterator[str]:
+    yield ""
+    yield title
+    yield "-" * len(title)
+
+
+def _section(title: str, groups: Sequence[Group], otherwise: str = "") -> Iterator[str]:
+    if not groups and not otherwise:
+        return
+    yield from _heading(title)
+    if not groups:
+        yield otherwise
+    advised: dict[str, str] = {}  # what a piece of advice was first given for
+    for group in groups:
+        yield from _group(group, advised)
+
+
+def _group(group: Group, advised: dict[str, str]) -> Iterator[str]:
+    title = f"{group.subject}: {count(len(group.places), 'place')} [{', '.join(group.rules)}]"
+    yield from wrap(title, "  ", first="")
+    for reason in group.reasons[:_REASONS]:
+        yield from wrap(sentence(reason), "    ", first="  = ")
+    for place in group.places[:_PLACES]:
+        yield cut(f"    {place.path}:{place.finding.line}: {place.finding.snippet}", WIDTH)
+    more = len(group.places) - _PLACES
+    if more > 0:
+        yield f"    and {more:,} more below"
+    if group.named_at:
+        more = len(group.named_at) - _PLACES
+        said = ", ".join(group.named_at[:_PLACES]) + (f" and {more:,} more" if more > 0 else "")
+        yield from wrap(f"named at {said}", "    ", first="  < ")
+    for advice in group.advice:
+        first = advised.setdefault(advice, group.subject)
+        said = advice if first == group.subject else f"as for {first}"
+        yield from wrap(said, "    ", first="  > ")
+
+
+def _unread(unread: Sequence[Unread]) -> Iterator[str]:
+    if unread:
+        yield from _heading("Files not read or parsed; they stay as they are")
+        for one in unread:
+            yield from wrap(f"{one.path}: {one.error}", "  ", first="")
+
+
+def _traced(trace: Trace) -> Iterator[str]:
+    yield from _heading("Seen as the program ran")
+    yield from wrap(trace.sentence)
+    for call in trace.unseen:
+        given = f", given {call.given}" if call.given else ""
+        said = f"{call.name} ({count(call.times, 'call')}{given})"
+        yield cut(f"    {call.path}:{call.line}: {said}", WIDTH)
+    if trace.idle:
+        yield from wrap(
+            f"At {len(trace.idle):,} of {count(trace.sites, 'site')} of those files no call was "
+            "logged: the line did not run, or what it says reaches CUDA at another one."
+        )
+        for place in islice(trace.idle, _PLACES):
+            yield cut(f"    {place.path}:{place.finding.line}: {place.finding.snippet}", WIDTH)
+        if len(trace.idle) > _PLACES:
+            yield f"    and {len(trace.idle) - _PLACES:,} more"
+
+
+def _ledger(summary: Summary) -> Iterator[str]:
+    yield from _heading("Ledger: every token that names CUDA or a package of it")
+    whole = sum(summary.tokens.values())
+    rows = [
+        (ACTIONS.get(action, "MISSING: a bug"), number, percent(number, whole) if number else "-")
+        for action, number in summary.tokens.items()
+    ]
+    yield text.table(("tokens", "count", "share"), rows)
+
+
+def _files(tree: TreeResult) -> Iterator[str]:
+    shown = [file for file in tree.files if file.findings]
+    if shown:
+        yield from _heading("Every finding")
+    for file in shown:
+        yield from _file(file)
+
+
+def _file(file: FileResult) -> Iterator[str]:
+    yield ""
+    yield cut(f"{file.path} ({file.language}, {count(file.lines, 'line')})", WIDTH)
+    advised: dict[str, int] = {}  # the line at which a piece of advice was given
+    for _, same in groupby(file.findings, key=_likeness):
+        finding, *others = same
+        yield from _finding(finding, 1 + len(others), advised)
+
+
+def _likeness(finding: Finding) -> tuple[object, ...]:
+    return finding.line, finding.rule, finding.action, finding.message, finding.advice
+
+
+def _finding(finding: Finding, times: int, advised: dict[str, int]) -> Iterator[str]:
+    mark = "!" if finding.blocker else " "
+    effort = f", {finding.effort}" if finding.action != "keep" else ""
+    again = f" ({times} times)" if times > 1 else ""
+    yield from wrap(
+        f"{finding.rule} {ACTIONS[finding.action]}{effort}: {finding.message}{again}",
+        "         ",
+        first=f"{mark}{finding.line:>6}  ",
+    )
+    if finding.snippet and finding.action != "keep":
+        yield f"         | {cut(finding.snippet, WIDTH - 11)}"
+    if finding.advice:
+        at = advised.setdefault(finding.advice, finding.line)
+        said = finding.advice if at == finding.line else f"as at line {at}"
+        yield from wrap(said, "           ", first="         > ")

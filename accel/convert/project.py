@@ -1,0 +1,181 @@
+"""What one file may know of the others: constants, and classes with methods of telling names."""
+
+from __future__ import annotations
+
+import ast
+import posixpath
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+# Methods that a class of the user's may define itself, so that a call is none of torch's.
+TELLING_METHODS = frozenset({"cuda", "npu", "musa", "mlu", "is_cuda", "to"})
+# Functions and methods that declare a command-line option: argparse's, optparse's, click's, absl's.
+OPTION_MAKERS = frozenset({
+    "add_argument", "add_option", "option", "argument", "Option", "DEFINE_bool", "DEFINE_boolean",
+    "DEFINE_string", "DEFINE_integer", "DEFINE_enum", "DEFINE_float", "DEFINE_list",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Project:
+    """An index over a tree's Python files; picklable, and empty for a file on its own.
+
+    Attributes:
+        constants: Strings and integers assigned once at module level, by file and name.
+        sources: The expression (as text) of module-level names assigned once, by file and name.
+        methods: Names among `TELLING_METHODS` that some class of the tree defines.
+        names: Every function, class, parameter, module-level variable and attribute name that the
+            tree itself defines.
+        options: Names under which command-line options are read, `use_cuda` for `--use-cuda`.
+        modules: Files by dotted module name, `pkg.utils` for `pkg/utils.py`.
+    """
+
+    constants: Mapping[tuple[str, str], str | int] = field(default_factory=dict)
+    sources: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    methods: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
+    options: frozenset[str] = frozenset()
+    modules: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def packages(self) -> frozenset[str]:
+        """Modules and folders by every name that an import may have for them.
+
+        `pkg`, `pkg.utils` and `utils` for `src/pkg/utils.py`, since any folder may be on the path.
+        """
+        found: set[str] = set()
+        for name in self.modules:
+            parts = name.split(".")
+            for start in range(len(parts)):
+                found.update(".".join(parts[start:end]) for end in range(start + 1, len(parts) + 1))
+        return frozenset(found)
+
+    def constant(self, path: str, name: str) -> str | int | None:
+        """The constant that an imported dotted name means, seen from a file; None if unknown."""
+        home = self.home(path, name)
+        return self.constants.get(home) if home else None
+
+    def source(self, path: str, name: str) -> str | None:
+        """The expression assigned to an imported dotted name, seen from a file, as text."""
+        home = self.home(path, name)
+        return self.sources.get(home) if home else None
+
+    def home(self, path: str, name: str) -> tuple[str, str] | None:
+        """The file and name that `module.name` means in a file, by its imports' own rules."""
+        module, _, leaf = name.rpartition(".")
+        dots = len(module) - len(module.lstrip("."))
+        if dots or name.startswith("."):
+            dots = dots or len(name) - len(name.lstrip("."))
+            folder = posixpath.dirname(path)
+            for _ in range(dots - 1):
+                folder = posixpath.dirname(folder)
+            inner = module.lstrip(".").replace(".", "/")
+            base = posixpath.join(folder, inner) if inner else folder
+            candidates = [f"{base}.py", f"{base}/__init__.py"]
+        else:
+            # Absolute names, or beside the file as scripts have it.
+            beside = posixpath.join(posixpath.dirname(path), module.replace(".", "/"))
+            candidates = [self.modules.get(module, ""), f"{beside}.py", f"{beside}/__init__.py"]
+        for candidate in candidates:
+            if (candidate, leaf) in self.sources:
+                return candidate, leaf
+        return None
+
+
+def index(files: Mapping[str, bytes]) -> Project:
+    """Index the Python files of a tree.
+
+    Args:
+        files: Contents by path with forward slashes. What cannot be parsed adds nothing.
+    """
+    constants: dict[tuple[str, str], str | int] = {}
+    sources: dict[tuple[str, str], str] = {}
+    methods: set[str] = set()
+    names: set[str] = set()
+    options: set[str] = set()
+    modules: dict[str, str] = {}
+    for path, data in files.items():
+        dotted = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        modules.setdefault(dotted, path)
+        try:
+            tree = ast.parse(data)
+        except (SyntaxError, ValueError, RecursionError):
+            continue  # the run itself reports the file
+        _constants(path, tree, constants, sources)
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                names.add(node.name)
+                if isinstance(node, ast.ClassDef):
+                    methods.update(_telling(node))
+            elif isinstance(node, ast.arg):
+                names.add(node.arg)
+            elif isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
+                names.add(node.attr)
+            elif isinstance(node, ast.Call):
+                options.update(option_names(node))
+        names.update(_variables(tree))
+    return Project(
+        constants, sources, frozenset(methods), frozenset(names), frozenset(options), modules
+    )
+
+
+def option_names(call: ast.Call) -> Iterator[str]:
+    """Under which names a program reads the option that `add_argument` and its like declare."""
+    function = call.func
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    if name not in OPTION_MAKERS:
+        return
+    for keyword in call.keywords:
+        if keyword.arg == "dest" and isinstance(keyword.value, ast.Constant):
+            yield str(keyword.value.value)
+    for argument in call.args:
+        if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+            text = argument.value.partition("/")[0]  # click's --cuda/--no-cuda
+            yield text.lstrip("-").replace("-", "_")
+
+
+def _variables(tree: ast.Module) -> Iterator[str]:
+    """Names that a module's own level assigns, also within `if` and `try`."""
+    stack: list[ast.AST] = [*tree.body]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for target in targets:
+                yield from (n.id for n in ast.walk(target) if isinstance(n, ast.Name))
+        elif isinstance(node, (ast.If, ast.Try, ast.With, ast.For, ast.ExceptHandler)):
+            stack.extend(ast.iter_child_nodes(node))
+
+
+def _constants(
+    path: str,
+    tree: ast.Module,
+    constants: dict[tuple[str, str], str | int],
+    sources: dict[tuple[str, str], str],
+) -> None:
+    times: dict[str, int] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            target, value = node.targets[0], node.value
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            target, value = node.target, node.value
+        else:
+            continue
+        if not isinstance(target, ast.Name):
+            continue
+        times[target.id] = times.get(target.id, 0) + 1
+        sources[path, target.id] = ast.unparse(value)
+        if isinstance(value, ast.Constant) and type(value.value) in (str, int):
+            constants[path, target.id] = value.value  # type: ignore[assignment]
+    for name, count in times.items():
+        if count > 1:
+            sources.pop((path, name), None)
+            constants.pop((path, name), None)
+
+
+def _telling(node: ast.ClassDef) -> set[str]:
+    defined = {
+        item.name for item in node.body if isinstance(item, (ast.FunctionDef, ast.AsyncFunctionDef))
+    }
+    return defined & TELLING_METHODS

@@ -1,0 +1,239 @@
+"""Reading the names of CUDA devices in a program, and writing what takes their place."""
+
+from __future__ import annotations
+
+import ast
+import re
+from typing import NamedTuple
+
+from accel.convert.finding import Span
+from accel.convert.flow.options import option_of
+from accel.convert.module import Module
+from accel.convert.scopes import Binding
+
+Piece = str | Span | ast.AST
+
+_NAME = re.compile(r"cuda(?::(\d+))?")
+_FIELD = re.compile(r"cuda:\{0?(?::d)?\}")
+_PERCENT = re.compile(r"cuda:%[dsi]")
+_RANK = re.compile(
+    r"(?:^|_)(?:local_?rank|rank|gpu|gpu_?id|gpu_?idx|gpu_?index|gpu_?num|device_?id|device_?idx|"
+    r"device_?index|dev_?id|cuda_?id|device_?num|gpu_?rank)$",
+    re.IGNORECASE,
+)
+_CHOICE = re.compile(
+    r"(?:^|_)(?:impl|implementation|backend|kernel|engine|mode|kind|lang|language|platform|"
+    r"provider|framework|target|arch|method|variant|name|suffix|ext|format|fmt|key|flavor)s?$",
+    re.IGNORECASE,
+)
+_INT_CALLS = frozenset(
+    {
+        "builtins.int", "builtins.len", "torch.distributed.get_rank", "torch.cuda.current_device",
+        "torch.distributed.get_node_local_rank", "torch.cuda.device_count",
+        "torch.distributed.get_world_size", "torch.accelerator.current_device_index",
+        "torch.accelerator.device_count",
+    }
+)  # fmt: skip
+_WORD = re.compile(rb"[\w\x80-\xff]+\Z")
+_DEEPEST = 6
+
+
+class Place(NamedTuple):
+    """A CUDA device as the program names it.
+
+    Attributes:
+        number: The expression of its index, in pieces; empty for a device without one.
+    """
+
+    number: tuple[Piece, ...] = ()
+
+
+def place_of(module: Module, node: ast.expr) -> Place | None:
+    """The CUDA device that a text names: a literal, an f-string, `%`, `+` or `.format`."""
+    if isinstance(node, ast.Constant):
+        match = _NAME.fullmatch(node.value) if isinstance(node.value, str) else None
+        if match is None:
+            return None
+        return Place((match.group(1),) if match.group(1) else ())
+    value = _index_of(node)
+    if value is None:
+        return None
+    if isinstance(value, ast.Constant) and isinstance(value.value, str):
+        return Place((value.value,)) if value.value.isdecimal() else None
+    return Place((value,) if is_int(module, value) else ("int(", value, ")"))
+
+
+def _index_of(node: ast.expr) -> ast.expr | None:
+    """The expression behind `cuda:` in a text that is put together."""
+    if isinstance(node, ast.JoinedStr):
+        return _in_fstring(node)
+    if isinstance(node, ast.BinOp) and isinstance(node.left, ast.Constant):
+        text = node.left.value
+        if isinstance(node.op, ast.Add) and text == "cuda:":
+            return _without_str(node.right)
+        if isinstance(node.op, ast.Mod) and _full(_PERCENT, text):
+            right = node.right
+            if isinstance(right, ast.Tuple):
+                return right.elts[0] if len(right.elts) == 1 else None
+            return right
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        inner = node.func.value
+        plain = len(node.args) == 1 and not node.keywords
+        if node.func.attr == "format" and isinstance(inner, ast.Constant) and plain:
+            starred = isinstance(node.args[0], ast.Starred)
+            return node.args[0] if _full(_FIELD, inner.value) and not starred else None
+    return None
+
+
+def _full(pattern: re.Pattern[str], text: object) -> bool:
+    return isinstance(text, str) and pattern.fullmatch(text) is not None
+
+
+def _in_fstring(node: ast.JoinedStr) -> ast.expr | None:
+    if len(node.values) != 2:
+        return None
+    first, second = node.values
+    if not (isinstance(first, ast.Constant) and first.value == "cuda:"):
+        return None
+    if not isinstance(second, ast.FormattedValue) or second.conversion not in (-1, 115):
+        return None
+    form = second.format_spec
+    if form is not None:
+        parts = form.values if isinstance(form, ast.JoinedStr) else []
+        if not (len(parts) == 1 and isinstance(parts[0], ast.Constant) and parts[0].value == "d"):
+            return None
+    return _without_str(second.value)
+
+
+def _without_str(node: ast.expr) -> ast.expr:
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+        return node
+    plain = node.func.id == "str" and len(node.args) == 1 and not node.keywords
+    return node.args[0] if plain else node
+
+
+def template_of(node: ast.Constant, module: Module) -> ast.expr | None:
+    """The whole text that a literal `cuda:`, `cuda:%d` or `cuda:{}` is the beginning of."""
+    parent = module.parent(node)
+    if isinstance(parent, ast.BinOp) and parent.left is node:
+        return parent
+    if isinstance(parent, ast.JoinedStr) and parent.values and parent.values[0] is node:
+        return parent
+    if isinstance(parent, ast.Attribute) and parent.attr == "format":
+        outer = module.parent(parent)
+        return outer if isinstance(outer, ast.Call) and outer.func is parent else None
+    return None
+
+
+def terminal_name(node: ast.expr) -> str:
+    """The last name of `args.local_rank`, `self.gpu`, `rank` or `opts["gpu"]`."""
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+        return str(node.slice.value)
+    return ""
+
+
+def named_index(node: ast.expr) -> bool:
+    """Whether an expression's name says that it is the number of a device."""
+    return _RANK.search(terminal_name(node)) is not None
+
+
+def names_choice(name: str) -> bool:
+    """Whether a name, such as `impl` or `backend`, says that it holds a choice of the program's."""
+    return _CHOICE.search(name) is not None
+
+
+def is_int(module: Module, node: ast.expr, depth: int = 0) -> bool | None:
+    """Whether an expression is an integer; None if unknown."""
+    if depth > _DEEPEST:
+        return None
+    if isinstance(node, ast.Constant):
+        return isinstance(node.value, int) and not isinstance(node.value, bool)
+    if isinstance(node, ast.Call):
+        return True if module.qualified(node.func) in _INT_CALLS else None
+    if isinstance(node, ast.BinOp):
+        if is_int(module, node.left, depth + 1) is False:
+            return False
+        if isinstance(node.op, (ast.Mod, ast.FloorDiv)):
+            return True if is_int(module, node.right, depth + 1) else None
+        sides = (is_int(module, node.left, depth + 1), is_int(module, node.right, depth + 1))
+        return True if any(sides) else None
+    if isinstance(node, ast.IfExp):
+        sides = (is_int(module, node.body, depth + 1), is_int(module, node.orelse, depth + 1))
+        return True if all(sides) else None
+    if isinstance(node, ast.Attribute):
+        return _is_int_attribute(module, node, depth)
+    if isinstance(node, ast.Name):
+        binding = module.binding(node)
+        if binding is None or binding.imports:
+            return True if "rank" in node.id.lower() else None
+        return _is_int_name(module, binding, depth)
+    if isinstance(node, ast.Subscript):
+        return False if module.qualified(node.value) == "os.environ" else None
+    return None
+
+
+def _is_int_attribute(module: Module, node: ast.Attribute, depth: int) -> bool | None:
+    values = module.attribute_values(node)
+    if values:
+        answers = [v is not None and is_int(module, v, depth + 1) for v in values]
+        return True if all(answers) else None
+    written = option_of(module, node.attr)
+    if written is not None:
+        kind = next((word.value for word in written.keywords if word.arg == "type"), None)
+        return module.qualified(kind) == "builtins.int" if kind is not None else False
+    return True if _RANK.search(node.attr) and "rank" in node.attr.lower() else None
+
+
+def _is_int_name(module: Module, binding: Binding, depth: int) -> bool | None:
+    if binding.parameter is not None:
+        annotation = binding.parameter.annotation
+        if annotation is not None:
+            return module.qualified(annotation) == "builtins.int"
+        return True if "rank" in binding.name.lower() else None
+    if binding.values and not binding.is_opaque:
+        answers = [is_int(module, value, depth + 1) for value in binding.values]
+        if all(answers):
+            return True
+        return False if False in answers else None
+    return _counts(module, binding)
+
+
+def _counts(module: Module, binding: Binding) -> bool | None:
+    """Whether a name is the variable of a loop over `range`."""
+    for store in binding.stores:
+        loop = module.parent(store)
+        if isinstance(loop, (ast.For, ast.comprehension)) and isinstance(loop.iter, ast.Call):
+            if module.qualified(loop.iter.func) != "builtins.range":
+                return None
+        else:
+            return None
+    return True if binding.stores else None
+
+
+def call(module: Module, function: str, place: Place) -> tuple[Piece, ...] | None:
+    """The pieces of a call of ours for a device; None where the target has no such function."""
+    arguments = (place.number,) if place.number else ()
+    return module.target.call(function, *arguments)
+
+
+def device_call(module: Module, node: ast.expr) -> tuple[Piece, ...] | None:
+    """The call that makes a device of what a program gives to `.cuda` and its like."""
+    if named_index(node) or is_int(module, node):
+        return module.target.call("device", node)
+    return module.target.call("device_named", node)
+
+
+def text_for(module: Module, place: Place) -> tuple[Piece, ...] | None:
+    """What a device's name as a string becomes; a device without an index stays without one."""
+    return call(module, "device_str" if place.number else "default_device_type", place)
+
+
+def attribute_span(module: Module, node: ast.Attribute) -> Span:
+    """The bytes of an attribute's own name, as long as it is in the text."""
+    end = module.span(node).end
+    match = _WORD.search(module.source.utf8[module.span(node.value).end : end])
+    return Span(end - len(match.group()) if match else end - len(node.attr), end)

@@ -1,0 +1,49 @@
+"""Which uses and imports of `torch.cuda`'s names must stay as they are."""
+
+from __future__ import annotations
+
+import ast
+
+from accel.convert.module import Module
+from accel.convert.rules import guards_available
+from accel.convert.rules.functions_table import lookup
+from accel.convert.rules.functions_uses import Refusal, chain, spell
+
+
+def is_kept(module: Module, node: ast.AST) -> bool:
+    """Whether a use stays: as a guard, by a comment, or because its rule is switched off."""
+    if guards_available.is_kept(module, node):
+        return True
+    if has_keep_comment(module, node):
+        return True
+    known = lookup(module.qualified(node) or "")
+    return known is not None and not module.options.allows(known.rule)
+
+
+def has_keep_comment(module: Module, node: ast.AST) -> bool:
+    """Whether a comment that keeps something is on the lines of a node's statement."""
+    line = module.source.line_of(module.span(node).start)
+    last = module.source.line_of(module.span(module.statement(node)).end)
+    rows = range(line, last + 1)
+    return any("accel: keep" in module.source.line_text(row) for row in rows)
+
+
+def is_taken(module: Module, use: ast.Name) -> bool:
+    """Whether a use of a module's name is part of what is converted."""
+    found = chain(module, use)
+    if found is None or is_kept(module, found[0]):
+        return False
+    node, known = found
+    return not isinstance(spell(module, node, known), Refusal)
+
+
+def is_exported(module: Module, name: str) -> bool:
+    """Whether other files may import a name from this one, which then must stay what it is."""
+    if module.path.endswith("__init__.py"):
+        return True
+    listed = module.walk.module.names.get("__all__")
+    return listed is not None and any(
+        isinstance(item, ast.Constant) and item.value == name
+        for value in listed.values
+        for item in ast.walk(value)
+    )

@@ -1,0 +1,71 @@
+"""ACC022: `import torch.cuda as c` and its like."""
+
+from __future__ import annotations
+
+import ast
+
+from accel.convert.finding import Finding
+from accel.convert.module import Module
+from accel.convert.rules.functions_edits import line_away
+from accel.convert.rules.functions_kept import is_exported, is_taken
+from accel.convert.scopes import Binding
+
+WORKS = "it is there without CUDA too"
+
+
+def is_cuda(name: str) -> bool:
+    """Whether a dotted name is torch.cuda's."""
+    return name == "torch.cuda" or name.startswith("torch.cuda.")
+
+
+def plain(module: Module, node: ast.Import) -> Finding:
+    """An import of the module: it goes if all its uses do."""
+    kept = module.keep(node, "ACC022", f"Importing torch.cuda is no use of CUDA: {WORKS}.")
+    if len(node.names) != 1:
+        return kept
+    alias = node.names[0]
+    binding = module.scope(node).find(alias.asname or alias.name.partition(".")[0])
+    if binding is None or is_exported(module, binding.name):
+        return kept
+    if not _is_left(module, binding, alias):
+        return kept
+    edit = line_away(module, node)
+    if edit is None:
+        return kept
+    message = f"Nothing uses {alias.asname or alias.name} any more."
+    return module.edit(node, "ACC022", message, edit, imports=frozenset())
+
+
+def _is_left(module: Module, binding: Binding, alias: ast.alias) -> bool:
+    """Whether the conversion takes every use of an import away, and there is one."""
+    uses = binding.uses
+    if not alias.asname:  # `import torch.cuda` also binds torch
+        if not any(_binds_torch(other) for other in binding.import_nodes):
+            return False
+        if any(_is_passed_on(module, use) for use in uses):
+            return False
+        uses = [use for use in uses if _goes_through(module, use, alias.name)]
+    if binding.values or binding.is_opaque or len(set(binding.imports)) != 1:
+        return False
+    return bool(uses) and all(is_taken(module, use) for use in uses)
+
+
+def _binds_torch(node: ast.Import | ast.ImportFrom) -> bool:
+    """Whether an import brings the name torch by itself, and not for torch.cuda."""
+    if not isinstance(node, ast.Import):
+        return False
+    names = [alias.name for alias in node.names if not alias.asname]
+    return any(n == "torch" or (n.startswith("torch.") and not is_cuda(n)) for n in names)
+
+
+def _goes_through(module: Module, use: ast.Name, name: str) -> bool:
+    node: ast.AST = use
+    while isinstance(module.parent(node), ast.Attribute):
+        node = module.parent(node)
+        if module.qualified(node) == name:
+            return True
+    return False
+
+
+def _is_passed_on(module: Module, use: ast.Name) -> bool:
+    return not isinstance(module.parent(use), ast.Attribute)

@@ -1,0 +1,152 @@
+"""ACC030: `torch.cuda.is_available()` before something that only CUDA has."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from weakref import WeakKeyDictionary
+
+from accel.convert.finding import Finding
+from accel.convert.module import Module
+from accel.convert.rules.guards_content import GUARDS, asks_for_cuda, content, only_switches
+from accel.convert.rules.rule import Example, Rule
+
+_T = "import torch\n"
+RULES = (
+    Rule(
+        id="ACC030",
+        name="cuda-only-guard",
+        title="A torch.cuda.is_available() before what only CUDA has",
+        why="A guard before DataParallel, a custom kernel or nvidia-smi asks for CUDA and not "
+        "for any device: turned into a general question it would lead another device into a path "
+        "that it cannot take. It stays, and so does the number of CUDA devices that is asked "
+        "before DataParallel: the other branch is taken there.",
+        ascend="See that the other branch moves the model to the device.",
+        action="flag",
+        effort="review",
+        examples=(
+            Example(
+                _T + "\nif torch.cuda.is_available():\n    net = torch.nn.DataParallel(net)\n",
+                _T + "\nif torch.cuda.is_available():\n    net = torch.nn.DataParallel(net)\n",
+            ),
+            Example(
+                _T + "\nif torch.cuda.is_available():\n    if torch.cuda.device_count() > 1:\n"
+                "        net = torch.nn.DataParallel(net)\n    net = net.cuda()\n",
+                _T + "import accel\n\nif accel.is_available():\n"
+                "    if torch.cuda.device_count() > 1:\n"
+                "        net = torch.nn.DataParallel(net)\n    net = net.to(accel.device())\n",
+            ),
+        ),
+        kept=(
+            _T + "import subprocess\n\nif torch.cuda.is_available():\n"
+            "    subprocess.run(['nvidia-smi', '-L'])\n",
+            _T + "\nif torch.cuda.is_available():\n    print(torch.version.cuda)\n",
+            _T + "\nif torch.cuda.is_available():\n    import bitsandbytes as bnb\n",
+            _T + "\nif torch.cuda.is_available() and flag:\n    from nms import nms_cuda_kernel\n",
+            _T + "\nif torch.cuda.is_available():\n    import apex\nelse:\n    apex = None\n",
+            _T + "\nif torch.cuda.is_available():\n    torch.backends.cudnn.benchmark = True\n",
+        ),
+    ),
+)
+_kept: WeakKeyDictionary[Module, frozenset[ast.AST]] = WeakKeyDictionary()
+
+
+def is_kept(module: Module, node: ast.AST) -> bool:
+    """Whether `torch.cuda.is_available` or `device_count`, or its call, stays as it is.
+
+    In a condition of what only CUDA has; elsewhere they are converted like other functions.
+    """
+    found = _kept.get(module)
+    if found is None:
+        list(find(module))
+        found = _kept[module]
+    return node in found
+
+
+def find(module: Module) -> Iterator[Finding]:
+    """Guards of what only CUDA has."""
+    kept: set[ast.AST] = set()
+    findings: dict[ast.AST, Finding] = {}
+    for call in module.all(ast.Call):
+        if call.args or module.qualified(call.func) not in GUARDS:
+            continue
+        finding = _guard(module, call)
+        if finding is not None:
+            kept.update((call, call.func))
+            findings[call] = finding
+        elif _remembered(module, call, findings):
+            kept.update((call, call.func))
+    _kept[module] = frozenset(kept)
+    yield from findings.values()
+
+
+def _remembered(module: Module, call: ast.Call, findings: dict[ast.AST, Finding]) -> bool:
+    """Whether a variable that holds the answer serves nothing but what only CUDA has.
+
+    Where it serves that among other things, each such use is a finding of its own.
+    """
+    uses = _uses(module, call)
+    only = {use: what for use in uses if (what := _behind(module, use))}
+    if only and len(only) == len(uses):
+        findings[call] = _flag(module, call.func, next(iter(only.values())))
+        return True
+    for use, what in only.items():
+        findings.setdefault(use, _flag(module, use, what))
+    return False
+
+
+def _uses(module: Module, call: ast.Call) -> list[ast.Name]:
+    """Where a variable that is assigned the answer, perhaps with other conditions, is read."""
+    node: ast.AST = call
+    while isinstance(module.parent(node), (ast.BoolOp, ast.IfExp)):
+        node = module.parent(node)
+    parent = module.parent(node)
+    target = parent.targets[0] if isinstance(parent, ast.Assign) else None
+    binding = module.scope(target).find(target.id) if isinstance(target, ast.Name) else None
+    return binding.uses if binding is not None else []
+
+
+def _behind(module: Module, use: ast.Name) -> str:
+    """What only CUDA has behind a condition, unless the condition asks for CUDA besides."""
+    body = guarded(module, use)
+    if body is None or asks_for_cuda(module, module.parent(use)):
+        return ""
+    return content(module, body).only_cuda
+
+
+def _guard(module: Module, call: ast.Call) -> Finding | None:
+    body = guarded(module, call)
+    if body is None:
+        return None
+    is_count = module.qualified(call.func) != "torch.cuda.is_available"
+    if not is_count and only_switches([n for n in body if isinstance(n, ast.stmt)], module):
+        return module.keep(call.func, "ACC030", "It guards switches of CUDA's own.")
+    held = content(module, body)
+    what = held.only_cuda
+    if not what and held.kernel and not is_count:
+        what = f"the kernel {held.kernel}"
+    if not what:
+        return None
+    return _flag(module, call.func, what)
+
+
+def _flag(module: Module, node: ast.AST, what: str) -> Finding:
+    return module.flag(
+        node,
+        "ACC030",
+        f"It guards {what}: another device must not take this branch.",
+        "See what other devices do here; write a branch for them if the other one does not serve.",
+    )
+
+
+def guarded(module: Module, test: ast.expr) -> list[ast.AST] | None:
+    """What runs if an expression, alone or among others, is true; None if it is no guard."""
+    node: ast.AST = test
+    parent = module.parent(node)
+    while isinstance(parent, (ast.BoolOp, ast.Compare)):
+        node, parent = parent, module.parent(parent)
+    if isinstance(parent, ast.If) and parent.test is node:
+        return list(parent.body)
+    if isinstance(parent, ast.IfExp) and parent.test is node:
+        return [parent.body]
+    return None

@@ -1,0 +1,176 @@
+"""What a guarded block, function or condition holds: CUDA's own features, or any device's."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from accel.convert.module import Module
+
+# Functions whose answer decides whether CUDA is used.
+GUARDS = frozenset({"torch.cuda.is_available", "torch.cuda.device_count"})
+# Names that only NVIDIA's stack gives a meaning.
+_ONLY_CUDA = {
+    "DataParallel": "DataParallel, which serves CUDA only",
+    "data_parallel": "data_parallel, which serves CUDA only",
+    "bitsandbytes": "bitsandbytes",
+    "CUDAGraph": "CUDA graphs",
+    "make_graphed_callables": "CUDA graphs",
+    "cudart": "the CUDA runtime",
+    "pynvml": "NVML",
+    "apex": "apex",
+    "amp_C": "apex",
+    "tensorrt": "TensorRT",
+    "pycuda": "PyCUDA",
+    "cupy": "CuPy",
+    "load_inline": "a CUDA extension",
+    "CUDAExtension": "a CUDA extension",
+    "CUDA_HOME": "a CUDA extension",
+}
+# Files of a CUDA extension, and how it is compiled.
+_SOURCE = re.compile(r"\.cuh?$|_cuda\.(?:c|cc|cpp|h)$|^-?D?WITH_CUDA|^-gencode")
+_VENDOR = re.compile(r"(?:^|[._])(?:gpu|cuda)(?:$|[._])")
+_STRINGS = {
+    "CUDAExecutionProvider": "ONNX Runtime's provider for CUDA",
+    "TensorrtExecutionProvider": "ONNX Runtime's provider for TensorRT",
+    "onnxruntime-gpu": "ONNX Runtime for CUDA",
+    "nvidia-smi": "nvidia-smi",
+    "nvcc": "a CUDA compiler",
+}
+# Names of compiled functions and of the packages that hold them.
+_KERNEL = re.compile(
+    r"_cuda$|_cuda_(?:kernel|ext|op|impl|forward|backward)|^cuda_(?:kernel|ext|op|impl)|"
+    r"^_?(?:C|ext|plugin)$|_(?:plugin|ext)$|triton|flash_attn|xformers"
+)
+# The same of functions that are called; a mere `kernel` is mostly a tensor.
+_CALLED = re.compile(r"fused|_kernels?$|custom_op|_cuda(?:_|$)")
+# Names that only say whether CUDA is wanted or there.
+_PLAIN = re.compile(
+    r"^_?(?:use|using|no|has|with|is|want|enable|disable|have|on|to|if|test|supports?)_cuda(?:_|$)",
+    re.IGNORECASE,
+)
+_TF32 = re.compile(r"allow_tf32|cudnn|set_float32_matmul_precision")
+
+
+class Content(NamedTuple):
+    """What was found.
+
+    Attributes:
+        only_cuda: A feature that CUDA alone has; "" for none.
+        kernel: A custom kernel's or fused implementation's name; "" for none.
+    """
+
+    only_cuda: str
+    kernel: str
+
+
+def content(module: Module, nodes: Iterable[ast.AST]) -> Content:
+    """What is within some statements or expressions, but for what has a guard of its own there."""
+    only, kernel = "", ""
+    for inner in _unguarded(module, nodes):
+        name = _name(inner)
+        only = only or _ONLY_CUDA.get(name, "") or _other(module, inner)
+        if not kernel and name and _is_kernel(module, inner, name):
+            kernel = name
+    return Content(only, kernel)
+
+
+def _unguarded(module: Module, nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
+    stack = [*nodes]
+    while stack:
+        node = stack.pop()
+        yield node
+        if isinstance(node, ast.If) and asks_for_cuda(module, node.test):
+            stack += [node.test, *node.orelse]
+        else:
+            stack += ast.iter_child_nodes(node)
+
+
+def asks_for_cuda(module: Module, test: ast.AST) -> bool:
+    """Whether a condition asks for CUDA itself: its devices, their number, a tensor's place."""
+    for node in ast.walk(test):
+        if isinstance(node, ast.Attribute) and node.attr == "is_cuda":
+            return True
+        if isinstance(node, ast.Call) and module.qualified(node.func) in GUARDS:
+            return True
+        if isinstance(node, ast.Compare):
+            sides = (node.left, *node.comparators)
+            if any(isinstance(side, ast.Constant) and side.value == "cuda" for side in sides):
+                return True
+    return False
+
+
+def _name(node: ast.AST) -> str:
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    if isinstance(node, ast.alias):
+        return node.name.rpartition(".")[2]
+    if isinstance(node, ast.ImportFrom):
+        return (node.module or "").partition(".")[0]
+    return ""
+
+
+def _is_kernel(module: Module, node: ast.AST, name: str) -> bool:
+    if _PLAIN.search(name):
+        return False
+    if _KERNEL.search(name):
+        return not isinstance(getattr(node, "ctx", None), ast.Store)
+    parent = module.walk.parents.get(node)
+    is_called = isinstance(parent, ast.Call) and parent.func is node
+    is_own = not (module.qualified(node) or "").startswith("torch.")
+    return is_called and is_own and _CALLED.search(name) is not None
+
+
+def _other(module: Module, node: ast.AST) -> str:
+    if isinstance(node, ast.Attribute) and module.qualified(node) == "torch.version.cuda":
+        return "torch.version.cuda"
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        first = node.value.strip().partition(" ")[0]
+        return "a CUDA extension" if _SOURCE.search(first) else _STRINGS.get(first, "")
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        names = [alias.name for alias in node.names]
+        names.append(getattr(node, "module", None) or "")
+        own = [name for name in names if not name.startswith("torch")]
+        return f"the import of {own[0]}" if any(_VENDOR.search(name) for name in own) else ""
+    return ""
+
+
+def only_switches(body: list[ast.stmt], module: Module) -> bool:
+    """Whether statements do nothing but set TF32 or cuDNN switches."""
+    return bool(body) and all(
+        isinstance(statement, (ast.Assign, ast.Expr)) and _TF32.search(module.text(statement))
+        for statement in body
+    )
+
+
+def calls_extension(module: Module, function: ast.AST) -> str:
+    """The compiled function that a wrapper calls; "" if it calls none.
+
+    Such a call ends in `_cuda`, or its module is one of `_C`, `_ext`, `*_cuda*`.
+    """
+    for node in ast.walk(function):
+        if not isinstance(node, ast.Call):
+            continue
+        text = node.func
+        while isinstance(text, ast.Attribute):
+            if _is_extension(text.attr):
+                return text.attr
+            text = text.value
+        if isinstance(text, ast.Name) and _is_extension(text.id):
+            return text.id
+    return ""
+
+
+def _is_extension(name: str) -> bool:
+    if _PLAIN.search(name) or name == "is_cuda":
+        return False
+    return bool(
+        re.search(
+            r"_cuda$|_cuda_(?:kernel|forward|backward|ext|op)|^_?(?:C|ext|plugin)$|_plugin$|_ext$",
+            name,
+        )
+    )

@@ -1,0 +1,222 @@
+"""Where the text of a string goes, as far as that proves that it names no device."""
+
+from __future__ import annotations
+
+import ast
+from typing import Literal
+
+from accel.convert.module import Module
+from accel.convert.project import OPTION_MAKERS
+
+Sink = Literal[
+    "docstring", "message", "help", "option", "key", "attribute", "export", "annotation",
+    "command", "default", "comparison", "unknown",
+]  # fmt: skip
+
+_DEEPEST = 3  # variables that are followed from where they are assigned to where they are read
+_HELP = frozenset({"help", "description", "epilog", "usage", "metavar", "prog", "short_help"})
+_MESSAGES = frozenset({"reason", "msg", "message", "desc", "title", "suptitle", "xlabel", "ylabel"})
+_PRINTERS = frozenset({
+    "print", "pprint", "input", "warn", "warn_once", "deprecated", "fail", "skip", "skipTest",
+    "skipif", "skipIf", "skipUnless", "xfail", "exit", "error", "critical", "exception", "debug",
+    "info", "warning", "log", "fatal", "print_rank_0", "echo", "secho", "warning_once",
+    "info_once",
+})  # fmt: skip
+_WRITERS = frozenset({"sys.stderr.write", "sys.stdout.write"})
+_COMMANDS = frozenset({
+    "os.system", "os.popen", "subprocess.run", "subprocess.call", "subprocess.Popen",
+    "subprocess.check_call", "subprocess.check_output", "subprocess.getoutput",
+    "subprocess.getstatusoutput", "builtins.exec", "builtins.eval", "builtins.compile",
+})  # fmt: skip
+_TYPES = frozenset({
+    "Optional", "Union", "List", "Dict", "Tuple", "Type", "Sequence", "Callable", "Iterable",
+    "Iterator", "Mapping", "ClassVar", "dict", "list", "tuple", "type", "set", "frozenset",
+})  # fmt: skip
+_TELLING = ("Error", "Exception", "Warning", "Exit", "docstr", "docstring")
+# Methods of a string whose result still is the text.
+_SAME_TEXT = frozenset({
+    "format", "join", "strip", "rstrip", "lstrip", "lower", "upper", "title", "center", "ljust",
+    "rjust", "replace", "encode", "format_map",
+})  # fmt: skip
+# Functions whose arguments are, or become part of, the text that they return or gather.
+_GATHERERS = frozenset({
+    "format", "join", "dedent", "indent", "cleandoc", "fill", "str", "colorstr", "colored",
+    "append", "extend", "style",
+})  # fmt: skip
+_BY_NAME = frozenset({"getattr", "hasattr", "setattr", "delattr", "attrgetter"})
+_BY_KEY = frozenset({"get", "pop", "setdefault", "has_key", "__getitem__", "move_to_end"})
+
+
+class Sinks:
+    """Follows strings through a file."""
+
+    def __init__(self, module: Module) -> None:
+        self._module = module
+
+    def of(self, node: ast.expr) -> Sink:
+        """Where a literal goes; `unknown` where that cannot be told or is not one of these."""
+        return self._of(node, 0)
+
+    def _of(self, node: ast.AST, depth: int) -> Sink:
+        child = node
+        for parent in self._module.ancestors(node):
+            found = self._step(child, parent, depth)
+            if found == "through":
+                child = parent
+                continue
+            return found
+        return "unknown"
+
+    def _step(self, child: ast.AST, parent: ast.AST, depth: int) -> Sink | Literal["through"]:
+        if isinstance(parent, ast.Expr):
+            return "docstring" if child is parent.value and _is_text(child) else "unknown"
+        if isinstance(parent, (ast.Assert, ast.Raise)):
+            return "unknown" if child is getattr(parent, "test", None) else "message"
+        if isinstance(parent, ast.Subscript):
+            if child is not parent.slice:
+                return "unknown"
+            if self._is_type(parent):
+                return "annotation"
+            return "unknown" if self._is_torchs(parent.value) else "key"
+        if isinstance(parent, ast.Dict):
+            return "key" if child in parent.keys else "through"
+        if isinstance(parent, ast.Tuple) and isinstance(self._module.parent(parent), ast.Subscript):
+            return "through"
+        if isinstance(parent, (ast.arg, ast.FunctionDef, ast.AsyncFunctionDef)):
+            return "annotation" if self._annotates(child, parent) else "unknown"
+        if isinstance(parent, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
+            return self._assigned(child, parent, depth)
+        if isinstance(parent, ast.keyword):
+            return self._keyword(parent, depth)
+        if isinstance(parent, ast.Call):
+            return self._argument(child, parent, depth)
+        if isinstance(parent, ast.Compare):
+            return self._compared(child, parent)
+        if isinstance(parent, ast.Attribute):
+            return "through" if parent.attr in _SAME_TEXT else "unknown"
+        if isinstance(parent, _THROUGH):
+            return "unknown" if child is getattr(parent, "test", None) else "through"
+        return "unknown"
+
+    def _annotates(self, child: ast.AST, parent: ast.AST) -> bool:
+        if isinstance(parent, ast.arg):
+            return child is parent.annotation
+        return child is getattr(parent, "returns", None)
+
+    def _is_torchs(self, node: ast.expr) -> bool:
+        return (self._module.qualified(node) or "").partition(".")[0] == "torch"
+
+    def _is_type(self, node: ast.Subscript) -> bool:
+        name = (self._module.qualified(node.value) or "").rpartition(".")[2]
+        return name in (
+            "Optional",
+            "Union",
+            "List",
+            "Dict",
+            "Tuple",
+            "Type",
+            "Sequence",
+            "Callable",
+        )
+
+    def _assigned(self, child: ast.AST, parent: ast.stmt, depth: int) -> Sink:
+        if child is getattr(parent, "annotation", None):
+            return "annotation"
+        targets = parent.targets if isinstance(parent, ast.Assign) else [parent.target]  # type: ignore[attr-defined]
+        if len(targets) != 1 or not isinstance(targets[0], ast.Name):
+            return "unknown"
+        if targets[0].id == "__all__":
+            return "export"
+        if targets[0].id in ("__doc__", "__version__", "__author__"):
+            return "docstring"
+        return self._uses(targets[0], depth)
+
+    def _uses(self, name: ast.Name, depth: int) -> Sink:
+        """Where a variable goes: one place if all its uses agree."""
+        binding = self._module.scope(name).find(name.id)
+        if binding is None or depth >= _DEEPEST or not binding.uses:
+            return "unknown"
+        found = {self._of(use, depth + 1) for use in binding.uses}
+        found -= {"docstring"}
+        if found <= {"message", "help"} and found:
+            return "message"
+        return found.pop() if len(found) == 1 else "unknown"
+
+    def _keyword(self, keyword: ast.keyword, depth: int) -> Sink | Literal["through"]:
+        call = self._module.parent(keyword)
+        name = called(call)
+        if keyword.arg in _HELP:
+            return "help"
+        if keyword.arg in _MESSAGES:
+            return "message"
+        if name in OPTION_MAKERS:
+            if keyword.arg == "dest":
+                return "option"
+            return "default" if keyword.arg in ("default", "const", "choices") else "unknown"
+        if isinstance(call, ast.Call) and (name in _GATHERERS or _prints(name)):
+            return "message" if _prints(name) else "through"
+        return "unknown"
+
+    def _argument(self, child: ast.AST, call: ast.Call, depth: int) -> Sink | Literal["through"]:
+        if child is call.func:
+            # `"…".format(…)`: the call is the text, and so is what a list was made into.
+            return "through" if called(call) in _SAME_TEXT else "unknown"
+        name = called(call)
+        qualified = self._module.qualified(call.func) or ""
+        if qualified in _COMMANDS:
+            return "command"
+        if qualified in _WRITERS or _prints(name):
+            return "message"
+        if name in OPTION_MAKERS:
+            return "option"
+        position = call.args.index(child) if child in call.args else -1
+        if name in _BY_NAME and call.args and self._is_torchs(call.args[0]):
+            return "unknown"
+        if name in _BY_NAME:
+            return "attribute" if position == (0 if name == "attrgetter" else 1) else "unknown"
+        if name in _BY_KEY and isinstance(call.func, ast.Attribute):
+            return "key" if position == 0 else "unknown"
+        if name in _GATHERERS:
+            if name in ("append", "extend") and isinstance(call.func, ast.Attribute):
+                base = call.func.value
+                return self._uses(base, depth) if isinstance(base, ast.Name) else "unknown"
+            return "through"
+        return "unknown"
+
+    def _compared(self, child: ast.AST, parent: ast.Compare) -> Sink:
+        membership = len(parent.ops) == 1 and isinstance(parent.ops[0], (ast.In, ast.NotIn))
+        if membership and child is parent.left:
+            return "key" if _is_mapping_like(parent.comparators[0]) else "comparison"
+        return "comparison"
+
+
+_THROUGH = (
+    ast.BinOp, ast.JoinedStr, ast.FormattedValue, ast.IfExp, ast.List, ast.Tuple, ast.Set,
+    ast.Starred, ast.BoolOp, ast.NamedExpr,
+)  # fmt: skip
+
+
+def called(node: ast.AST) -> str:
+    """The last name of what is called."""
+    if not isinstance(node, ast.Call):
+        return ""
+    function = node.func
+    if isinstance(function, ast.Attribute):
+        return function.attr
+    return function.id if isinstance(function, ast.Name) else ""
+
+
+def _prints(name: str) -> bool:
+    return name in _PRINTERS or name.endswith(_TELLING)
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, (ast.Constant, ast.JoinedStr))
+
+
+def _is_mapping_like(node: ast.expr) -> bool:
+    """Whether the right side of `in` holds names: a dictionary, options, arguments."""
+    text = ast.unparse(node).lower()
+    return text.endswith(
+        ("cfg", "config", "kwargs", "args", "opt", "options", "params", "__dict__")
+    )

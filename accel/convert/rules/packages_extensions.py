@@ -1,0 +1,198 @@
+"""CUDA code that a program builds or loads: what uses it, and what could stand in for it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+from accel.convert.finding import Finding
+from accel.convert.module import Module
+from accel.convert.rules.packages_imports import is_reference
+from accel.convert.sweep.native import describe
+from accel.convert.tokens import pattern
+
+_EXTENSION = "torch.utils.cpp_extension"
+_LOADERS = {f"{_EXTENSION}.load", f"{_EXTENSION}.load_inline"}
+_BUILDERS = {f"{_EXTENSION}.CUDAExtension"}
+# Arguments that only a build for CUDA has, under whatever name the loader goes.
+_CUDA_ARGUMENTS = frozenset({"extra_cuda_cflags", "cuda_sources", "with_cuda"})
+_LIBRARIES = {
+    "ctypes.CDLL",
+    "ctypes.PyDLL",
+    "ctypes.WinDLL",
+    "ctypes.cdll.LoadLibrary",
+    "ctypes.windll.LoadLibrary",
+    "ctypes.util.find_library",
+    "torch.ops.load_library",
+    "torch.classes.load_library",
+}
+_SOURCE = re.compile(r"__global__\s+|__device__\s+\w|#\s*include\s*<cuda")
+_PLAIN = re.compile(r"(?:^|_)(?:ref|reference|naive|slow|fallback|native|eager|pytorch)(?:_|$)")
+_SHOWN = 6
+_WAYS = (
+    "On Ascend call a plain torch version of it, or write it with torch operators, in Triton, or "
+    "in Ascend C (torch_npu.utils.cpp_extension.NpuExtension builds C++ for it)."
+)
+
+
+def find(module: Module) -> Iterator[Finding]:
+    """Builds, libraries, and CUDA C++ in strings."""
+    built = set()
+    for call in module.all(ast.Call):
+        name = module.qualified(call.func) or ""
+        if _builds(module, call, name):
+            built.add(call)
+            yield _build(module, call, name)
+        elif name in _LIBRARIES:
+            yield from _library(module, call, name)
+    for constant in module.all(ast.Constant):
+        is_source = isinstance(constant.value, str) and _SOURCE.search(constant.value)
+        if is_source and not any(outer in built for outer in module.ancestors(constant)):
+            yield from _source(module, constant)
+    yield from _imports(module)
+    for node in module.all(ast.Attribute, ast.Name):
+        if module.qualified(node) == f"{_EXTENSION}.CUDA_HOME" and is_reference(module, node):
+            yield module.flag(
+                node, "ACC102", "asks where the CUDA toolkit is", "It is None elsewhere; " + _WAYS,
+                subject="CUDA_HOME",
+            )  # fmt: skip
+
+
+def _builds(module: Module, call: ast.Call, name: str) -> bool:
+    if name in _LOADERS | _BUILDERS:
+        return True
+    # A wrapper of the project's own around them.
+    return not name.startswith("builtins.") and any(map(_is_cuda_argument, call.keywords))
+
+
+def _is_cuda_argument(word: ast.keyword) -> bool:
+    off = isinstance(word.value, ast.Constant) and not word.value.value
+    return word.arg in _CUDA_ARGUMENTS and not off
+
+
+def _build(module: Module, call: ast.Call, name: str) -> Finding:
+    if name in _LOADERS and not _has_cuda(module, call):
+        return module.flag(
+            call, "ACC102", f"{name} builds C++ when the program runs",
+            "It is listed as unsupported on Ascend: build it ahead, with setup.py.",
+            effort="review", subject=_name_of(module, call),
+        )  # fmt: skip
+    users = _users(module, call)
+    used = f"; used by {listed(users)}" if users else ""
+    plain = plain_versions(module)
+    advice = f"A plain version seems to be {listed(plain)}. " if plain else ""
+    return module.flag(
+        call, "ACC102", f"CUDA code is built here {_as(module, call)}{used}",
+        advice + _WAYS, effort="rewrite", blocker=True, subject=_name_of(module, call),
+    )  # fmt: skip
+
+
+def _has_cuda(module: Module, call: ast.Call) -> bool:
+    """Whether a loader is given CUDA sources; what cannot be told counts."""
+    if any(map(_is_cuda_argument, call.keywords)):
+        return True
+    given = [*call.args[1:2], *(w.value for w in call.keywords if w.arg in ("sources", None))]
+    if module.qualified(call.func) == f"{_EXTENSION}.load_inline":
+        return any(word.arg is None for word in call.keywords) or len(call.args) > 2
+    texts = [_strings(module, one) for one in given]
+    return not texts or any(not one or any(".cu" in text for text in one) for one in texts)
+
+
+def _name_of(module: Module, call: ast.Call) -> str:
+    """The extension's name, where it is a constant; else the first words of the call."""
+    given = [word.value for word in call.keywords if word.arg == "name"] or call.args[:1]
+    value = module.constant(given[0]) if given else None
+    return value if isinstance(value, str) else module.text(call.func)
+
+
+def _as(module: Module, call: ast.Call) -> str:
+    name = _name_of(module, call)
+    return f"by {name}" if name == module.text(call.func) else f"as {name}"
+
+
+def _users(module: Module, call: ast.Call) -> list[str]:
+    """Functions of the file that use what the call gives."""
+    parent = module.parent(call)
+    names: set[str] = set()
+    if isinstance(parent, (ast.Assign, ast.AnnAssign, ast.NamedExpr)):
+        targets = parent.targets if isinstance(parent, ast.Assign) else [parent.target]
+        for target in targets:
+            if isinstance(target, ast.Name):
+                binding = module.scope(target).find(target.id)
+                uses = binding.uses if binding else []
+                names.update(name_of_function(module, use) for use in uses)
+            elif isinstance(target, ast.Attribute):
+                names.update(
+                    name_of_function(module, node)
+                    for node in module.all(ast.Attribute)
+                    if node.attr == target.attr and isinstance(node.ctx, ast.Load)
+                )
+    own = name_of_function(module, call)
+    return sorted(names - {"", own}) or ([own] if own else [])
+
+
+def name_of_function(module: Module, node: ast.AST) -> str:
+    """The function, with the classes and functions around it, that a node is in."""
+    names = [
+        outer.name
+        for outer in module.ancestors(node)
+        if isinstance(outer, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+    ]
+    return ".".join(reversed(names))
+
+
+def plain_versions(module: Module) -> list[str]:
+    """Functions that are called after what they replace."""
+    return [
+        f"{node.name} (line {node.lineno})"
+        for node in module.all(ast.FunctionDef)
+        if _PLAIN.search(node.name)
+    ]
+
+
+def _library(module: Module, call: ast.Call, name: str) -> Iterator[Finding]:
+    texts = [text for argument in call.args[:1] for text in _strings(module, argument)]
+    found = next((text for text in texts if pattern(module.options.source).search(text)), None)
+    if found is not None:
+        yield module.flag(
+            call, "ACC104", f"{name} loads {found}, which only CUDA has",
+            "Guard it by torch.version.cuda, or leave it out: torch has the like of most functions "
+            "of the CUDA runtime.",
+            effort="rewrite", blocker=True, subject=found,
+        )  # fmt: skip
+
+
+def _source(module: Module, constant: ast.Constant) -> Iterator[Finding]:
+    native = describe(str(constant.value))
+    if not native.kernels and "\n" not in str(constant.value):
+        return
+    kernels = f": {listed(list(native.kernels))}" if native.kernels else ""
+    users = _users(module, constant)  # type: ignore[arg-type]
+    used = f"; used by {listed(users)}" if users else ""
+    yield module.flag(
+        constant, "ACC105", f"CUDA C++ in a string{kernels}{used}", _WAYS, effort="rewrite",
+        blocker=True, subject=listed(list(native.kernels)) or "CUDA C++",
+    )  # fmt: skip
+
+
+def _imports(module: Module) -> Iterator[Finding]:
+    for node in module.all(ast.ImportFrom):
+        if node.module == _EXTENSION and pattern(module.options.source).search(module.text(node)):
+            yield module.keep(node, "ACC102", "what it builds is flagged where it is called")
+
+
+def _strings(module: Module, node: ast.expr) -> list[str]:
+    """All constant texts within an expression, through names."""
+    node = module.value_of(node)
+    return [
+        inner.value
+        for inner in ast.walk(node)
+        if isinstance(inner, ast.Constant) and isinstance(inner.value, str)
+    ]
+
+
+def listed(names: list[str]) -> str:
+    """Some names, and how many more there are."""
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,194 @@
+"""Conditions: which ask for any accelerator, and which for CUDA."""
+
+import ast
+
+import pytest
+
+from accel.convert.engine import convert_source
+from accel.convert.module import Module
+from accel.convert.options import Options
+from accel.convert.rules import guards
+from accel.convert.source import Source
+
+
+def convert(program: str):
+    result = convert_source(program.encode(), "program.py", Options())
+    assert result.error == ""
+    assert [entry for entry in result.ledger if entry.action == "missing"] == []
+    ast.parse(result.after)
+    again = convert_source(result.after, "program.py", Options())
+    assert again.after == result.after
+    return result
+
+
+LINES = {
+    "a = device.type == 'cuda'": "a = accel.is_accelerator(device)",
+    "a = 'cuda' == device.type": "a = accel.is_accelerator(device)",
+    "a = x.device.type != 'cuda'": "a = not accel.is_accelerator(x.device)",
+    "a = not (device.type != 'cuda')": "a = not ((not accel.is_accelerator(device)))",
+    "a = 'cuda' in str(device)": "a = accel.is_accelerator(device)",
+    "a = 'cuda' not in device": "a = not accel.is_accelerator(device)",
+    "a = device.startswith('cuda')": "a = accel.is_accelerator(device)",
+    "a = device_type == 'cuda' and b": "a = accel.is_accelerator(device_type) and b",
+    "a = device.type in ['cuda', 'npu']": "a = accel.is_accelerator(device)",
+    "a = device.type not in {'cuda'}": "a = not accel.is_accelerator(device)",
+    "a = device == 'cuda:1'": "a = device == accel.device_str(1)",
+    "a = b.is_cuda and c": "a = accel.on_accelerator(b) and c",
+    "a = [t.is_cuda for t in ts]": "a = [accel.on_accelerator(t) for t in ts]",
+    "a = (b + c).is_cuda": "a = accel.on_accelerator(b + c)",
+    "a = f(x.cuda().is_cuda)": "a = f(accel.on_accelerator(x.to(accel.device())))",
+}
+
+
+@pytest.mark.parametrize(("before", "wanted"), LINES.items())
+def test_lines(before, wanted) -> None:
+    result = convert(f"import torch\n{before}\n")
+    assert result.after.decode().splitlines()[-1] == wanted
+
+
+def test_a_device_that_may_be_none_is_no_accelerator() -> None:
+    """`None == "cuda"` is False, and must not become an error."""
+    program = "import torch\n\ndef f(device=None):\n    return device == 'cuda'\n"
+    assert "accel.is_accelerator(str(device))" in convert(program).after.decode()
+
+
+def test_the_other_branch_is_taken_where_only_cuda_can_go() -> None:
+    program = (
+        "import torch\n\ndef wrap(model, device):\n    if device.type == 'cuda':\n"
+        "        model = torch.nn.DataParallel(model).cuda()\n    else:\n"
+        "        model.to(device)\n    return model\n"
+    )
+    result = convert(program)
+    assert b"if device.type == 'cuda':" in result.after
+    assert [f.line for f in result.findings if f.rule == "ACC030"] == [4]
+
+
+def test_the_innermost_guard_of_cuda_is_the_one_that_stays() -> None:
+    program = (
+        "import torch\n\nif torch.cuda.is_available():\n    n = torch.cuda.device_count()\n"
+        "    if torch.cuda.device_count() > 1:\n        net = torch.nn.DataParallel(net)\n"
+        "    net = net.cuda()\n"
+    )
+    lines = convert(program).after.decode().splitlines()
+    assert lines[3:] == [
+        "if accel.is_available():",
+        "    n = accel.device_count()",
+        "    if torch.cuda.device_count() > 1:",
+        "        net = torch.nn.DataParallel(net)",
+        "    net = net.to(accel.device())",
+    ]
+
+
+def test_a_variable_that_remembers_the_answer() -> None:
+    program = (
+        "import torch\n\ncuda = torch.cuda.is_available() and ok\nif cuda:\n    net.cuda()\n"
+        "providers = ['CUDAExecutionProvider'] if cuda else []\n"
+    )
+    result = convert(program)
+    assert b"cuda = accel.is_available() and ok" in result.after
+    assert [f.line for f in result.findings if f.rule == "ACC030"] == [6]
+
+
+def test_a_variable_that_serves_only_cuda_stays_what_it_was() -> None:
+    program = (
+        "import torch\n\ncuda = torch.cuda.is_available()\nif cuda:\n"
+        "    net = torch.nn.DataParallel(net)\n"
+    )
+    assert not convert(program).is_changed
+
+
+@pytest.mark.parametrize(
+    ("body", "kept"),
+    [
+        ("torch.cuda.empty_cache()", False),
+        ("model.cuda()", False),
+        ("use_cuda = True", False),
+        ("kernel = kernel.cuda()", False),
+        ("self.kernel_size = kernel_size", False),
+        ("use_cuda_graphs = True", False),
+        ("y = fused_bias_act(x)", True),
+        ("from nms.nms_gpu import nms_gpu", True),
+        ("from torch.cuda import synchronize", False),
+        ("sources += ['src/roi_cuda.c']", True),
+        ("sources.append('ops.cu')", True),
+        ("flags = [('WITH_CUDA', None)]", True),
+        ("torch.backends.cudnn.benchmark = True", True),
+        ("model = torch.nn.DataParallel(model)", True),
+        ("import bitsandbytes", True),
+        ("print(torch.version.cuda)", True),
+        ("os.system('nvidia-smi')", True),
+        ("from kernels import conv_cuda", True),
+        ("graph = torch.cuda.CUDAGraph()", True),
+    ],
+)
+def test_is_kept(body, kept) -> None:
+    text = f"import os, torch\nif torch.cuda.is_available() and ok:\n    {body}\n"
+    module = Module(Source(text.encode()), "program.py", Options())
+    call = next(
+        node
+        for node in module.all(ast.Call)
+        if module.qualified(node.func) == "torch.cuda.is_available"
+    )
+    assert guards.is_kept(module, call.func) is kept
+    assert guards.is_kept(module, call) is kept
+
+
+def test_a_guard_outside_a_condition_is_not_kept() -> None:
+    module = Module(
+        Source(b"import torch\na = torch.cuda.is_available()\nb = torch.nn.DataParallel(a)\n"),
+        "program.py",
+        Options(),
+    )
+    assert not guards.is_kept(module, module.all(ast.Call)[0].func)
+
+
+NEGATIVES = [
+    "if impl == 'cuda' and x.device.type == 'cuda' and _init():\n    pass",
+    "use_fused = ok and device_type == 'cuda'",
+    "opt = torch.optim.AdamW(p, fused=(device.type == 'cuda'))",
+    "if device.type == 'cuda' and has_triton():\n    pass",
+    "if device.type == 'cuda':\n    y = conv_cuda(x)",
+    "if self.backend == 'cuda':\n    pass",
+    "if cfg['impl'] != 'cuda':\n    pass",
+    "if name == 'cuda':\n    pass",
+    "if mode in ('cuda', 'triton'):\n    pass",
+    "if 'cuda' in names:\n    pass",
+    "if 'cuda' in version:\n    pass",
+    "if 'cuda' in {'cuda': 1}:\n    pass",
+    "if path.startswith('cuda'):\n    pass",
+    "if tag.endswith('cuda'):\n    pass",
+    "if node.type == 'cuda':\n    pass",
+    "assert device in ('cpu', 'cuda')",
+    "if device.type not in ['cpu', 'cuda']:\n    raise ValueError(device)",
+    "index = device.replace('cuda:', '')",
+    "index = device.split('cuda:')[1]",
+    "n = device.strip('cuda')",
+    "x = text.replace('cuda', 'hip')",
+    "if args.is_cuda:\n    pass",
+    "x.is_cuda = True",
+    "is_cuda = 1",
+    "if x.is_cuda:\n    y = ops._C.run(x)",
+    "if x.is_cuda and n > 1:\n    y = torch.nn.parallel.data_parallel(m, x)",
+    "match device:\n    case 'cuda':\n        pass",
+    "if 'a' < 'cuda' < 'z':\n    pass",
+    "if device == b == 'cuda':\n    pass",
+    "if line.startswith(('cuda', 'gpu')):\n    pass",
+    "if device == 'cuda':\n    a()\nelif device == 'npu':\n    b()",
+    "if device.type == 'xpu':\n    a()\nelif b:\n    pass\nelif device.type == 'cuda':\n    b()",
+    "def f(device):\n    if device.type == 'cuda':\n        return 1\n"
+    "    if device.type == 'mps':\n        return 2\n    return 3",
+    "a = 1 if device.type == 'cuda' else 2 if device.type == 'npu' else 3",
+    "if x.is_cuda:\n    a()\nelif x.is_xpu:\n    b()",
+    "if device.type == 'cuda' and is_rocm_platform():\n    pass",
+    "if device.type == 'cuda' and check_cuda_links():\n    pass",
+]
+
+
+@pytest.mark.parametrize("program", NEGATIVES)
+def test_what_is_no_general_question_stays(program) -> None:
+    text = f"import torch\n\n{program}\n"
+    if "ops._C" in program:
+        text = f"import torch\n\ndef f(x):\n    {program}\n".replace("\n    y", "\n        y")
+    result = convert(text)
+    assert result.after.decode() == text
+    assert {finding.action for finding in result.findings} <= {"keep", "flag"}

@@ -1,0 +1,85 @@
+"""Where `torch.load` puts what it reads."""
+
+import ast
+
+import pytest
+
+from accel.convert.engine import convert_source
+from accel.convert.options import Options
+
+
+def convert(program: str):
+    result = convert_source(program.encode(), "program.py", Options())
+    assert result.error == ""
+    assert [entry for entry in result.ledger if entry.action == "missing"] == []
+    ast.parse(result.after)
+    again = convert_source(result.after, "program.py", Options())
+    assert again.after == result.after
+    return result
+
+
+LOCATIONS = {
+    "'cuda'": "accel.map_location()",
+    "'cuda:2'": "accel.map_location(2)",
+    "f'cuda:{rank}'": "accel.map_location(rank)",
+    "'cuda:' + str(gpu)": "accel.map_location(int(gpu))",
+    "torch.device('cuda')": "accel.map_location()",
+    "torch.device('cuda:1')": "accel.map_location(1)",
+    "torch.device('cuda', args.gpu)": "accel.map_location(args.gpu)",
+    "torch.device(f'cuda:{rank}')": "accel.map_location(rank)",
+    "'cuda' if torch.cuda.is_available() else 'cpu'": "accel.map_location()",
+    "torch.device('cuda' if torch.cuda.is_available() else 'cpu')": "accel.map_location()",
+    "lambda storage, loc: storage.cuda()": "accel.map_location()",
+    "lambda storage, loc: storage.cuda(gpu)": "accel.map_location(gpu)",
+    "lambda s, _: s.cuda(torch.cuda.current_device())": "accel.map_location()",
+    "'cuda' if flag else 'cpu'": "accel.default_device_type() if flag else 'cpu'",
+    # Not changed.
+    "'cpu'": "'cpu'",
+    "None": "None",
+    "device": "device",
+    "lambda storage, loc: storage": "lambda storage, loc: storage",
+    "lambda storage, loc: storage.cuda(loc)": "lambda storage, loc: storage.cuda(loc)",
+    "{'cuda:0': 'cpu'}": "{'cuda:0': 'cpu'}",
+    "{'cuda': 'cuda:1'}": "{'cuda': 'cuda:1'}",
+}
+
+
+@pytest.mark.parametrize(("before", "wanted"), LOCATIONS.items())
+@pytest.mark.parametrize("form", ["torch.load(p, {})", "torch.load(p, map_location={})"])
+def test_locations(form, before, wanted) -> None:
+    result = convert("import torch\nx = " + form.replace("{}", before) + "\n")
+    assert result.after.decode().splitlines()[-1] == "x = " + form.replace("{}", wanted)
+
+
+def test_the_table_names_both_kinds_of_checkpoint() -> None:
+    result = convert("import torch\nx = torch.load(p, map_location={'cuda:0': f'cuda:{rank}'})\n")
+    assert result.after.decode().endswith(
+        "{'cuda:0': accel.device_str(rank), accel.device_str(0): accel.device_str(rank)})\n"
+    )
+
+
+STATES = {
+    "net.load_state_dict(torch.load(p))": True,
+    "net.load_state_dict(torch.load(p), strict=False)": True,
+    "net.load_state_dict(torch.load((p)))": True,
+    "net.load_state_dict(torch.load(open(p, 'rb'),))": True,
+    "net.load_state_dict(torch.load(p)['model'])": True,
+    "s = torch.load(p)\nnet.load_state_dict(s)\nprint(s['epoch'])": True,
+    "s = torch.load(p)\nnet.load_state_dict({k[7:]: v for k, v in s.items()})": True,
+    "s = torch.load(p)\nif 'model' in s:\n    net.load_state_dict(s['model'])": True,
+    "s = torch.load(p)\nnet.load_state_dict(s['m'])\ntorch.set_rng_state(s['rng'])": False,
+    "s = torch.load(p)\nnet.load_state_dict(s)\nkeep(s)": False,
+    "x = torch.load(p)": False,
+    "f(torch.load(p))": False,
+    "self.data = torch.load(p)": False,
+    "a, b = torch.load(p)": False,
+    "net.load_state_dict(torch.load(p, **more))": False,
+}
+
+
+@pytest.mark.parametrize(("program", "is_state"), STATES.items())
+def test_only_states_are_read_elsewhere(program, is_state) -> None:
+    result = convert(f"import torch\n{program}\n")
+    assert (b"map_location=accel.map_location()" in result.after) is is_state
+    if not is_state and "**" not in program:
+        assert [f.rule for f in result.findings if f.action == "flag"] == ["ACC072"]

@@ -1,0 +1,138 @@
+"""Words that name nothing of CUDA's are kept with a true reason; what is not proven is shown."""
+
+import pytest
+
+from accel.convert.engine import convert_source
+from accel.convert.options import Options
+from accel.convert.project import index
+
+
+def entries(program: str, word: str = "", files: dict[str, str] | None = None):
+    """The ledger's entries of code, of lines that hold a word."""
+    tree = {path: text.encode() for path, text in (files or {}).items()}
+    project = index({**tree, "program.py": program.encode()})
+    result = convert_source(program.encode(), "program.py", Options(), project)
+    assert result.error == ""
+    lines = program.splitlines()
+    return [e for e in result.ledger if e.kind != "comment" and word in lines[e.line - 1]]
+
+
+def said(program: str, word: str = "", files: dict[str, str] | None = None) -> set[tuple[str, str]]:
+    return {(e.rule, e.action) for e in entries(program, word, files)}
+
+
+@pytest.mark.parametrize(
+    ("program", "rule"),
+    [
+        ("use_cuda = 1\n", "ACC141"),
+        ("def f(cuda):\n    return cuda\n", "ACC141"),
+        ("class CudaTimer: ...\n", "ACC141"),
+        ("class A:\n    cuda = 1\n    def f(self):\n        return self.cuda\n", "ACC142"),
+        ("def f(a):\n    a.use_cuda = 1\n", "ACC142"),
+        ("'''cuda notes'''\n", "ACC144"),
+        ("def f():\n    'on cuda:0'\n", "ACC144"),
+        ("print('cuda now')\n", "ACC145"),
+        ("raise ValueError('cuda_' + str(1))\n", "ACC145"),
+        ("x = 'words about CUDA'\n", "ACC145"),
+        ("d = dict(use_cuda=1)\n", "ACC146"),
+        ("def f(d):\n    return d['use_cuda']\n", "ACC146"),
+        ("x = '/a/cuda/b'\n", "ACC147"),
+        ("x = 'tcp://cuda-node1:23456'\n", "ACC147"),
+    ],
+)
+def test_what_is_proven_is_kept(program, rule) -> None:
+    found = said(program)
+    assert (rule, "keep") in found
+    assert {action for _, action in found} == {"keep"}
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "def f(x):\n    return x.cuda_handle\n",
+        "f(impl='cuda')\n",
+        "import trt\nr = trt.Runtime()\nprint(r.deserialize_cuda_engine)\n",
+        "x = ['cuda']\n",
+        "import os\nos.system('echo cuda')\n",
+        "exec('use_cuda = 1')\n",
+        "nvcc_path = '/usr/local/cuda'\n",
+        "sources = ['kernels/a_cuda.cu']\n",
+        "from torch._inductor import cudagraph_trees\n",
+        "import torch\nprint(torch.somewhere.cuda_thing)\n",
+    ],
+)
+def test_what_is_not_proven_is_flagged_with_advice(program) -> None:
+    found = [e for e in entries(program) if e.action == "flag"]
+    assert found
+    result = convert_source(program.encode(), "program.py", Options())
+    assert all(f.advice for f in result.findings if f.action == "flag")
+
+
+def test_an_option_of_another_file_is_an_option_here() -> None:
+    reader = "def main(args):\n    return args.cuda\n"
+    options = "parser.add_argument('--cuda', action='store_true')\n"
+    assert said(reader, "args.cuda") == {("ACC149", "flag")}
+    assert said(reader, "args.cuda", {"options.py": options}) == {("ACC143", "keep")}
+
+
+def test_a_key_of_the_configuration_of_another_file() -> None:
+    reader = "from config import cfg\nif cfg.USE_CUDA_NMS:\n    pass\n"
+    config = "class Config: ...\ncfg = Config()\ncfg.USE_CUDA_NMS = True\n"
+    assert said(reader, "cfg.USE") == {("ACC149", "flag")}
+    assert said(reader, "cfg.USE", {"config.py": config}) == {("ACC142", "keep")}
+
+
+def test_an_attribute_of_torchs_stays_a_question_even_where_a_class_has_one_too() -> None:
+    own = "class A:\n    def is_cuda_like(self): ...\n    def cuda_stream(self): ...\n"
+    assert said("def f(s):\n    return s.is_cuda_like()\n", "s.is", {"a.py": own}) == {
+        ("ACC142", "keep")
+    }
+    assert said("def f(s):\n    return s.cuda_stream()\n", "s.cuda", {"a.py": own}) == {
+        ("ACC149", "flag")
+    }
+
+
+@pytest.mark.parametrize(
+    ("program", "files", "action"),
+    [
+        ("from models.cuda_ops import run\n", {"models/cuda_ops.py": "def run(): ...\n"}, "keep"),
+        ("from models.cuda_ops import run\n", {"models/other.py": ""}, "flag"),
+        ("from models import cuda_ops\n", {"models/cuda_ops.py": ""}, "keep"),
+        ("from models import cuda_ops\n", {"models/__init__.py": ""}, "flag"),
+        ("import cuda_ops\n", {"cuda_ops.py": ""}, "keep"),
+        ("import cuda_ops\n", {"src/cuda_ops.py": ""}, "keep"),
+        ("import cuda_ops\n", {}, "flag"),
+        ("from .cuda_ops import run\n", {"cuda_ops.py": ""}, "keep"),
+        ("from ._ext import nms_cuda\n", {}, "flag"),
+    ],
+)
+def test_a_module_is_the_programs_own_if_it_is_in_the_tree(program, files, action) -> None:
+    assert {a for _, a in said(program, "", files)} == {action}
+
+
+def test_a_compiled_function_behind_a_module_of_the_tree_is_flagged() -> None:
+    program = "from ext import nms\nnms.nms_cuda(1)\n"
+    files = {"ext/nms/__init__.py": "from ._nms import *\n"}
+    assert ("ACC149", "flag") in said(program, "nms.nms_cuda", files)
+
+
+def test_each_word_of_an_f_string_is_accounted_for_on_its_own() -> None:
+    program = "def f(use_cuda, d):\n    print(f'cuda {use_cuda} {d[\"cuda_x\"]:>{use_cuda}}')\n"
+    kinds = [(e.kind, e.action) for e in entries(program, "print")]
+    assert kinds == [("string", "keep"), ("name", "keep"), ("string", "keep"), ("name", "keep")]
+
+
+def test_the_reason_says_what_the_word_is() -> None:
+    (entry,) = entries("def f(use_cuda): ...\n")
+    assert entry.reason == "use_cuda is a parameter of this program's own function"
+    (entry,) = entries("import os\nos.system('nvidia-smi -L')\n")
+    assert "command" in entry.reason
+
+
+def test_other_vendors_words_stand_alone() -> None:
+    """`input` holds the letters npu."""
+    for program in ("input('x')\n", "descending = 1\n", "cannot = 1\n", "scanner = 2\n"):
+        result = convert_source(program.encode(), "a.py", Options(source="npu"))
+        assert result.ledger == ()
+    result = convert_source(b"x = NPUGraph()\ny = torch_npu\n", "a.py", Options(source="npu"))
+    assert [e.token.lower() for e in result.ledger] == ["npu", "npu"]

@@ -1,0 +1,155 @@
+"""How the targets spell what the rules say, and whether what they spell is there."""
+
+import ast
+import inspect
+import warnings
+
+import pytest
+import torch
+
+import accel
+from accel.convert import targets_npu, targets_torch
+from accel.convert.engine import convert_source
+from accel.convert.finding import Span
+from accel.convert.options import Options
+from accel.convert.targets import target_of
+
+TORCH = target_of("torch", "accel")
+NPU = target_of("npu", "accel")
+ACCEL = target_of("accel", "accel")
+NAMES = sorted({*targets_torch.SPELLINGS, *targets_torch.CALLS, *targets_npu.SPELLINGS})
+
+
+def text(parts) -> str:
+    return "".join(part if isinstance(part, str) else ast.unparse(part) for part in parts)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_is_one_of_accel_s_functions(name) -> None:
+    spelled = ACCEL.function(name)
+    assert spelled is not None
+    assert hasattr(accel, spelled.removeprefix("accel."))
+
+
+@pytest.mark.parametrize("name", sorted(targets_torch.SPELLINGS))
+def test_what_the_target_torch_refers_to_is_there(name) -> None:
+    spelled = TORCH.function(name)
+    if spelled.startswith("torch.get_device_module()"):
+        return assert_cuda_has(name)
+    value = torch
+    for part in spelled.split(".")[1:]:
+        value = getattr(value, part)
+    assert callable(value)
+    return None
+
+
+def assert_cuda_has(name: str) -> None:
+    assert callable(getattr(torch.cuda, name))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [(name, count) for name, by in targets_torch.CALLS.items() for count in by],
+)
+def test_what_the_target_torch_calls_runs_on_a_cpu_or_warns(name, arguments) -> None:
+    """Templates parse; those without an argument do not raise here, unless a warning says so."""
+    nodes = [ast.parse("x", mode="eval").body for _ in range(max(arguments, 0))]
+    spelled = text(TORCH.call(name, *nodes))
+    ast.parse(spelled, mode="eval")
+    if arguments > 0 or name in TORCH.warnings:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that amp is disabled without CUDA
+        eval(spelled, {"torch": torch})
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="an accelerator is here")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_mixed_precision_stays_off_on_a_cpu() -> None:
+    assert not eval(text(TORCH.call("GradScaler")), {"torch": torch}).is_enabled()
+    with eval(text(TORCH.call("autocast", ("dtype=torch.float16",))), {"torch": torch}):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="an accelerator is here")
+def test_warnings_are_true_on_this_cpu() -> None:
+    silent, raising = [], []
+    for name, spelled in targets_torch.SPELLINGS.items():
+        parameters = ()
+        if name in ("set_device", "device_index"):
+            parameters = (0,)
+        if not spelled.startswith("torch.accelerator.") or name == "set_stream":
+            continue
+        try:
+            eval(spelled, {"torch": torch})(*parameters)
+        except RuntimeError:
+            raising.append(name)
+        else:
+            silent.append(name)
+    assert set(raising) == set(raising) & set(TORCH.warnings)
+    assert not set(silent) & set(TORCH.warnings)
+
+
+def test_a_call_keeps_the_nodes_it_is_given() -> None:
+    node = ast.parse("a + b", mode="eval").body
+    span = Span(3, 5)
+    assert ACCEL.call("device", node) == ("accel.device(", node, ")")
+    assert ACCEL.call("autocast", ("dtype=", node), span) == (
+        "accel.autocast(", "dtype=", node, ", ", span, ")",
+    )  # fmt: skip
+    assert TORCH.call("on_accelerator", node) == (
+        "(", "(", node, ")", '.device.type not in ("cpu", "meta"))',
+    )  # fmt: skip
+    assert text(NPU.call("device_str", node)) == 'str(torch.device("npu", a + b))'
+    assert text(TORCH.call("autocast", ("dtype=", node))).endswith('or "cuda"), dtype=a + b)')
+
+
+def test_what_a_target_lacks_is_none() -> None:
+    node = ast.parse("x", mode="eval").body
+    assert TORCH.function("setenv") is None
+    assert TORCH.call("setenv", node, node) is None
+    assert TORCH.call("dist_backend", node) is None
+    assert TORCH.function("autocast") is None
+    assert NPU.call("device_named", node) is None
+    assert NPU.function("annotate") is None
+
+
+def test_imports() -> None:
+    assert ACCEL.importable("synchronize") == ("accel", "synchronize")
+    assert TORCH.importable("mem_get_info") == ("torch.accelerator", "get_memory_info")
+    assert TORCH.importable("seed") is None
+    assert NPU.importable("current_device_index") == ("torch.npu", "current_device")
+
+
+def test_the_library_under_another_name() -> None:
+    assert target_of("accel", "accel_torch").function("device") == "accel_torch.device"
+
+
+def test_device_names_of_unknown_content_have_their_own_spelling() -> None:
+    node = ast.parse("args.device", mode="eval").body
+    assert text(ACCEL.call("device_named", node)) == "accel.device(args.device)"
+    assert text(TORCH.call("device_named", node)) == "torch.device(args.device)"
+
+
+def test_a_finding_says_where_a_cpu_would_raise() -> None:
+    program = b"import torch\n\ntorch.cuda.synchronize()\nprint(torch.cuda.is_available())\n"
+    result = convert_source(program, "a.py", Options(target="torch"))
+    assert b"torch.accelerator.synchronize()" in result.after
+    by_line = {f.line: f for f in result.findings if f.action == "convert"}
+    assert "raises on a machine that has only a CPU" in by_line[3].message
+    assert by_line[3].effort == "review"
+    assert "raises" not in by_line[4].message
+
+
+def test_the_target_npu_imports_its_package() -> None:
+    program = b"import torch\n\ntorch.cuda.synchronize()\n"
+    result = convert_source(program, "a.py", Options(target="npu"))
+    assert result.after == b"import torch\nimport torch_npu\n\ntorch.npu.synchronize()\n"
+
+
+def test_accel_s_signatures_have_the_order_that_call_documents() -> None:
+    assert list(inspect.signature(accel.to_accelerator).parameters)[:2] == [
+        "tensor_or_module", "device",
+    ]  # fmt: skip
+    assert list(inspect.signature(accel.record_stream).parameters) == ["tensor", "stream"]
+    assert next(iter(inspect.signature(accel.autocast).parameters)) == "enabled"
