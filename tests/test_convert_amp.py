@@ -84,11 +84,12 @@ def test_a_comment_in_the_way_is_not_lost() -> None:
     assert {f.action for f in result.findings if f.rule == "ACC041"} == {"flag"}
 
 
-KIND = 'str(torch.accelerator.current_accelerator() or "cuda")'
+KIND = 'str(torch.accelerator.current_accelerator() or "cpu")'
+HERE = "torch.accelerator.is_available()"
 TORCH = {
-    "torch.cuda.amp.autocast(e, d)": f"torch.autocast({KIND}, enabled=e, dtype=d)",
-    "torch.autocast('cuda', d, e)": f"torch.autocast({KIND}, dtype=d, enabled=e)",
-    "torch.cuda.amp.GradScaler(enabled=e)": f"torch.amp.GradScaler({KIND}, enabled=e)",
+    "torch.cuda.amp.autocast(e, d)": f"torch.autocast({KIND}, enabled=e and {HERE}, dtype=d)",
+    "torch.autocast('cuda', d, e)": f"torch.autocast({KIND}, enabled=e and {HERE}, dtype=d)",
+    "torch.cuda.amp.GradScaler(enabled=e)": f"torch.amp.GradScaler({KIND}, enabled=e and {HERE})",
     "torch.amp.custom_fwd(device_type='cuda')": f"torch.amp.custom_fwd(device_type={KIND})",
     "torch.amp.custom_fwd(f, device_type='cuda')": "torch.amp.custom_fwd(f, device_type='cuda')",
 }

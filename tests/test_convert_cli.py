@@ -147,7 +147,7 @@ def test_the_exit_status(tmp_path, ran, files, arguments, expected) -> None:
         ([".", "--select", "ACC02,ACX020"], "near are ACC02"),
         ([".", "--ignore", ","], "no rule's id begins with ''"),
         ([".", "--select", "USR1"], "no rule's id begins with 'USR1'"),
-        ([".", "--chip", "H100"], "known are"),
+        ([".", "--chip", "H100"], "give one of"),
         ([".", "--target", "tpu"], "invalid choice"),
         ([".", "--jobs", "-1"], "got -1"),
         ([".", "--rules", "nowhere.json"], "nowhere.json"),

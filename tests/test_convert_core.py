@@ -169,6 +169,16 @@ def test_constants_of_other_files() -> None:
     assert project.constant("pkg/a.py", ".config.N") is None
 
 
+def test_a_name_that_another_file_imports_stays() -> None:
+    shared = b"import torch\nimport torch.cuda as c\nc.synchronize()\n"
+    alone = convert_source(shared, "pkg/utils.py", Options(), index({"pkg/utils.py": shared}))
+    assert b"as c" not in alone.after
+    for statement in (b"from pkg.utils import c", b"from .utils import *"):
+        project = index({"pkg/utils.py": shared, "pkg/a.py": statement})
+        result = convert_source(shared, "pkg/utils.py", Options(), project)
+        assert b"import torch.cuda as c\naccel.synchronize()" in result.after
+
+
 # --- f-strings ---------------------------------------------------------------------------------
 
 FSTRINGS = [

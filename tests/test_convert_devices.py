@@ -42,6 +42,9 @@ LINES = {
     "x.cuda(torch.device('cuda:1'))": "x.to(accel.device(1))",
     "x.cuda(torch.cuda.current_device())": "x.to(accel.device())",
     "x.cuda(f'cuda:{rank}')": "x.to(accel.device(rank))",
+    "def f(x, y):\n    return x.cuda(y.get_device())": "    return x.to(y.device)",
+    "def f(x, y):\n    return x.to((y + 1).get_device())": "    return x.to((y + 1).device)",
+    "x.cuda(self.get_device())": "x.to(accel.device(self.get_device()))",
     "x.cuda((gpu))": "x.to((accel.device(gpu)))",
     "(a if b else c).cuda()": "(a if b else c).to(accel.device())",
     "[y.cuda() for y in x]": "[y.to(accel.device()) for y in x]",
@@ -55,6 +58,7 @@ LINES = {
     "x.to('cu' 'da')": "x.to(accel.device())",
     "x.new_zeros(2, device='cuda')": "x.new_zeros(2, device=accel.device())",
     "m.to_empty(device='cuda')": "m.to_empty(device=accel.device())",
+    "m = load(p, device_map={'': 'cuda:0'})": "m = load(p, device_map={'': accel.device_str(0)})",
     "build(device='cuda:1')": "build(device=accel.device_str(1))",
     "x.to('cuda' if flag else 'cpu')": "x.to(accel.default_device_type() if flag else 'cpu')",
     "x.to(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))": (
@@ -107,6 +111,13 @@ def test_a_number_that_may_be_none_is_wrapped_only_where_it_is_not() -> None:
         "        x = x.to(accel.device(gpu))",
         "    return x, x.to(accel.device(gpu))",
     ]
+
+
+def test_nothing_is_imported_that_the_text_does_not_need() -> None:
+    program = "def f(x, y):\n    return x.cuda(y.get_device()), x.to(y.get_device())"
+    assert after(program) == (
+        "import torch\ndef f(x, y):\n    return x.to(y.device), x.to(y.device)\n"
+    )
 
 
 def test_comments_and_lines_stay() -> None:

@@ -44,6 +44,10 @@ def flags(program: str) -> set[str]:
             "class A:\n    def __init__(self):\n        self.b = accel.dist_backend()\n\n"
             "    def f(self):\n        dist.init_process_group(self.b)",
         ),
+        (
+            "mesh = dist.init_device_mesh('cuda', (2,))",
+            "mesh = dist.init_device_mesh(accel.default_device_type(), (2,))",
+        ),
         ("setup(backend='nccl')", "setup(backend=accel.dist_backend())"),
         (
             "b = 'nccl' if torch.cuda.is_available() else 'gloo'\ndist.init_process_group(b)",
@@ -111,6 +115,8 @@ def test_what_cannot_be_followed_is_flagged(program) -> None:
         "dist.init_process_group('gloo', init_method='tcp://nccl-node1:23456')\n",
         "parser.add_argument('--dist-backend', choices=['nccl', 'gloo'])\n",
         "nccl = 1\n",
+        "x = backend in ('nccl', 'hccl', 'xccl')\n",
+        "mesh = dist.init_device_mesh('cpu', (2,))\n",
     ],
 )
 def test_what_names_no_backend_is_kept(program) -> None:

@@ -91,6 +91,9 @@ SINKS = {
     "d['p'] = 'cuda'\nx.to(d['p'])": {"device"},
     "a = os.environ.get('D', 'cuda')\nx.to(a)": {"device"},
     "a = getattr(o, 'place', 'cuda')\nx.to(a)": {"device"},
+    "import dataclasses\nclass C:\n    a: str = dataclasses.field(default='cuda')\nx.to(C().a)": {
+        "device"
+    },
     "a = str('cuda').strip()\nx.to(a)": {"device"},
     "def f(r, a):\n    x.to(a)\nmp.spawn(f, args=('cuda',))": {"device"},
     "def f(a):\n    x.to(a)\nProcess(target=f, args=('cuda',))": {"device"},

@@ -32,7 +32,6 @@ LINES = {
     "a = device_type == 'cuda' and b": "a = accel.is_accelerator(device_type) and b",
     "a = device.type in ['cuda', 'npu']": "a = accel.is_accelerator(device)",
     "a = device.type not in {'cuda'}": "a = not accel.is_accelerator(device)",
-    "a = device == 'cuda:1'": "a = device == accel.device_str(1)",
     "a = b.is_cuda and c": "a = accel.on_accelerator(b) and c",
     "a = [t.is_cuda for t in ts]": "a = [accel.on_accelerator(t) for t in ts]",
     "a = (b + c).is_cuda": "a = accel.on_accelerator(b + c)",
@@ -44,6 +43,25 @@ LINES = {
 def test_lines(before, wanted) -> None:
     result = convert(f"import torch\n{before}\n")
     assert result.after.decode().splitlines()[-1] == wanted
+
+
+@pytest.mark.parametrize(
+    ("before", "wanted"),
+    [
+        ("return'cuda'in device", "return accel.is_accelerator(device)"),
+        ("return(device.type)!='cuda'", "return not accel.is_accelerator(device)"),
+        ("return 3 if'cuda'in device else 4", "return 3 if accel.is_accelerator(device) else 4"),
+        ("return not'cuda'==device", "return not accel.is_accelerator(device)"),
+        ("return(a+b).is_cuda", "return accel.on_accelerator(a+b)"),
+        (
+            "return x.to('cpu'if a else'cuda')",
+            "return x.to('cpu'if a else accel.default_device_type())",
+        ),
+    ],
+)
+def test_words_stay_apart(before, wanted) -> None:
+    result = convert(f"import torch\n\ndef f(x, a, b, device):\n    {before}\n")
+    assert result.after.decode().splitlines()[-1].strip() == wanted
 
 
 def test_a_device_that_may_be_none_is_no_accelerator() -> None:
@@ -173,6 +191,11 @@ NEGATIVES = [
     "if 'a' < 'cuda' < 'z':\n    pass",
     "if device == b == 'cuda':\n    pass",
     "if line.startswith(('cuda', 'gpu')):\n    pass",
+    "a = device == 'cuda:1'",
+    "a = x.device == torch.device('cuda:1')",
+    "a = x.device != torch.device('cuda')",
+    "a = torch.device('cuda') in devices",
+    "f = {'cuda': 1, 'cpu': 2}[device.type]",
     "if device == 'cuda':\n    a()\nelif device == 'npu':\n    b()",
     "if device.type == 'xpu':\n    a()\nelif b:\n    pass\nelif device.type == 'cuda':\n    b()",
     "def f(device):\n    if device.type == 'cuda':\n        return 1\n"

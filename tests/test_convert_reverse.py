@@ -130,6 +130,8 @@ def test_an_import_that_nothing_needs_any_more_goes(before, expected) -> None:
 def test_an_import_that_is_needed_stays() -> None:
     program = "import torch\nimport torch_npu\n\nx = torch_npu.npu_rms_norm(x, w)\n"
     assert after(program, "npu") == program
+    program = "import torch\nimport torch_npu\n\nrun(torch)\n"
+    assert after(program, "npu") == program
     program = "import torch\nimport torch_npu\n\ntorch.npu.synchronize()\n"
     assert "import torch_npu\n" in after(program, "npu", target="npu")
 

@@ -224,6 +224,9 @@ def test_pyproject() -> None:
 # --- configurations ----------------------------------------------------------------------------
 
 
+KEPT = ("ACC139", "keep")
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
@@ -235,6 +238,8 @@ def test_pyproject() -> None:
         ("cuda: false", [("ACC139", "keep")]),
         ("path: /mnt/cuda/x", [("ACC139", "keep")]),
         ("name: 'a # cuda'", [("ACC139", "keep")]),
+        ("text: see [CUDA](https://developer.nvidia.com/cuda) first", [KEPT, KEPT]),
+        ("run: wget -q https://developer.download.nvidia.com/x", [("ACC123", "flag")]),
         ("# device: cuda", [("ACC139", "keep")]),
         ("CUDA_VISIBLE_DEVICES: '0'", [("ACC120", "flag")]),
         ("  run: pip install flash-attn", [("ACC123", "flag")]),

@@ -101,7 +101,9 @@ def test_a_call_keeps_the_nodes_it_is_given() -> None:
         "(", "(", node, ")", '.device.type not in ("cpu", "meta"))',
     )  # fmt: skip
     assert text(NPU.call("device_str", node)) == 'str(torch.device("npu", a + b))'
-    assert text(TORCH.call("autocast", ("dtype=", node))).endswith('or "cuda"), dtype=a + b)')
+    autocast = text(TORCH.call("autocast", ("dtype=", node), ("enabled=", node)))
+    available = "torch.accelerator.is_available()"
+    assert autocast.endswith(f'or "cpu"), enabled=(a + b) and {available}, dtype=a + b)')
 
 
 def test_what_a_target_lacks_is_none() -> None:

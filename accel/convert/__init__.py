@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from accel.convert.finding import Span as Span
     from accel.convert.finding import TreeResult as TreeResult
     from accel.convert.options import Options as Options
+    from accel.convert.rule import Rule as Rule
     from accel.convert.rules import RULES as RULES
-    from accel.convert.rules.rule import Rule as Rule
     from accel.convert.tree import convert_tree as convert_tree
 
 _HOMES = {
@@ -30,7 +30,7 @@ _HOMES = {
     "Finding": "finding",
     "Options": "options",
     "RULES": "rules",
-    "Rule": "rules.rule",
+    "Rule": "rule",
     "Span": "finding",
     "TreeResult": "finding",
     "convert_source": "engine",

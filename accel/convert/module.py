@@ -336,8 +336,10 @@ class Module:
         if edits and self.target.warnings:
             texts = [part for edit in edits for part in edit.parts if isinstance(part, str)]
             caution = self.target.caution("".join(texts))
+            if caution and caution not in message:
+                message = f"{message}; {caution}"
             if caution:
-                message, effort = f"{message}; {caution}", "review"
+                effort = "review"
         return Finding(
             rule, action, span, line, self.source.column_of(span.start), message, advice, edits,
             imports, effort, blocker, self.source.line_text(line).strip(), subject,

@@ -23,20 +23,21 @@ class Project:
 
     Attributes:
         constants: Strings and integers assigned once at module level, by file and name.
-        sources: The expression (as text) of module-level names assigned once, by file and name.
         methods: Names among `TELLING_METHODS` that some class of the tree defines.
         names: Every function, class, parameter, module-level variable and attribute name that the
             tree itself defines.
         options: Names under which command-line options are read, `use_cuda` for `--use-cuda`.
         modules: Files by dotted module name, `pkg.utils` for `pkg/utils.py`.
+        wanted: What files import from one another, by the last part of the module's name and the
+            name, which is `*` for all.
     """
 
     constants: Mapping[tuple[str, str], str | int] = field(default_factory=dict)
-    sources: Mapping[tuple[str, str], str] = field(default_factory=dict)
     methods: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
     options: frozenset[str] = frozenset()
     modules: Mapping[str, str] = field(default_factory=dict)
+    wanted: frozenset[tuple[str, str]] = frozenset()
 
     @cached_property
     def packages(self) -> frozenset[str]:
@@ -51,36 +52,34 @@ class Project:
                 found.update(".".join(parts[start:end]) for end in range(start + 1, len(parts) + 1))
         return frozenset(found)
 
+    def is_wanted(self, path: str, name: str) -> bool:
+        """Whether some file imports a name from this one, as far as the modules' names say."""
+        stem = posixpath.basename(path).removesuffix(".py")
+        return (stem, name) in self.wanted or (stem, "*") in self.wanted
+
     def constant(self, path: str, name: str) -> str | int | None:
         """The constant that an imported dotted name means, seen from a file; None if unknown."""
-        home = self.home(path, name)
-        return self.constants.get(home) if home else None
+        return next(
+            (self.constants[h] for h in _homes(self, path, name) if h in self.constants), None
+        )
 
-    def source(self, path: str, name: str) -> str | None:
-        """The expression assigned to an imported dotted name, seen from a file, as text."""
-        home = self.home(path, name)
-        return self.sources.get(home) if home else None
 
-    def home(self, path: str, name: str) -> tuple[str, str] | None:
-        """The file and name that `module.name` means in a file, by its imports' own rules."""
-        module, _, leaf = name.rpartition(".")
-        dots = len(module) - len(module.lstrip("."))
-        if dots or name.startswith("."):
-            dots = dots or len(name) - len(name.lstrip("."))
-            folder = posixpath.dirname(path)
-            for _ in range(dots - 1):
-                folder = posixpath.dirname(folder)
-            inner = module.lstrip(".").replace(".", "/")
-            base = posixpath.join(folder, inner) if inner else folder
-            candidates = [f"{base}.py", f"{base}/__init__.py"]
-        else:
-            # Absolute names, or beside the file as scripts have it.
-            beside = posixpath.join(posixpath.dirname(path), module.replace(".", "/"))
-            candidates = [self.modules.get(module, ""), f"{beside}.py", f"{beside}/__init__.py"]
-        for candidate in candidates:
-            if (candidate, leaf) in self.sources:
-                return candidate, leaf
-        return None
+def _homes(project: Project, path: str, name: str) -> list[tuple[str, str]]:
+    """The files and the name that `module.name` may mean in a file, the likeliest first."""
+    module, _, leaf = name.rpartition(".")
+    dots = len(module) - len(module.lstrip("."))
+    if dots or name.startswith("."):
+        dots = dots or len(name) - len(name.lstrip("."))
+        folder = posixpath.dirname(path)
+        for _ in range(dots - 1):
+            folder = posixpath.dirname(folder)
+        inner = module.lstrip(".").replace(".", "/")
+        base = posixpath.join(folder, inner) if inner else folder
+        return [(f"{base}.py", leaf), (f"{base}/__init__.py", leaf)]
+    # Absolute names, or beside the file as scripts have it.
+    beside = posixpath.join(posixpath.dirname(path), module.replace(".", "/"))
+    known = project.modules.get(module, "")
+    return [(known, leaf), (f"{beside}.py", leaf), (f"{beside}/__init__.py", leaf)]
 
 
 def index(files: Mapping[str, bytes]) -> Project:
@@ -90,11 +89,11 @@ def index(files: Mapping[str, bytes]) -> Project:
         files: Contents by path with forward slashes. What cannot be parsed adds nothing.
     """
     constants: dict[tuple[str, str], str | int] = {}
-    sources: dict[tuple[str, str], str] = {}
     methods: set[str] = set()
     names: set[str] = set()
     options: set[str] = set()
     modules: dict[str, str] = {}
+    wanted: set[tuple[str, str]] = set()
     for path, data in files.items():
         dotted = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         modules.setdefault(dotted, path)
@@ -102,7 +101,7 @@ def index(files: Mapping[str, bytes]) -> Project:
             tree = ast.parse(data)
         except (SyntaxError, ValueError, RecursionError):
             continue  # the run itself reports the file
-        _constants(path, tree, constants, sources)
+        _constants(path, tree, constants)
         for node in ast.walk(tree):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
                 names.add(node.name)
@@ -114,10 +113,14 @@ def index(files: Mapping[str, bytes]) -> Project:
                 names.add(node.attr)
             elif isinstance(node, ast.Call):
                 options.update(option_names(node))
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                stem = node.module.rpartition(".")[2]
+                wanted.update((stem, alias.name) for alias in node.names)
         names.update(_variables(tree))
     return Project(
-        constants, sources, frozenset(methods), frozenset(names), frozenset(options), modules
-    )
+        constants, frozenset(methods), frozenset(names), frozenset(options), modules,
+        frozenset(wanted),
+    )  # fmt: skip
 
 
 def option_names(call: ast.Call) -> Iterator[str]:
@@ -148,12 +151,7 @@ def _variables(tree: ast.Module) -> Iterator[str]:
             stack.extend(ast.iter_child_nodes(node))
 
 
-def _constants(
-    path: str,
-    tree: ast.Module,
-    constants: dict[tuple[str, str], str | int],
-    sources: dict[tuple[str, str], str],
-) -> None:
+def _constants(path: str, tree: ast.Module, constants: dict[tuple[str, str], str | int]) -> None:
     times: dict[str, int] = {}
     for node in tree.body:
         if isinstance(node, ast.Assign) and len(node.targets) == 1:
@@ -165,12 +163,10 @@ def _constants(
         if not isinstance(target, ast.Name):
             continue
         times[target.id] = times.get(target.id, 0) + 1
-        sources[path, target.id] = ast.unparse(value)
         if isinstance(value, ast.Constant) and type(value.value) in (str, int):
             constants[path, target.id] = value.value  # type: ignore[assignment]
     for name, count in times.items():
         if count > 1:
-            sources.pop((path, name), None)
             constants.pop((path, name), None)
 
 

@@ -20,8 +20,8 @@ Part = str | Span | ast.AST
 # An argument: a node, a span, text, or several of them, as in `("enabled=", node)`.
 Argument = Part | tuple[Part, ...]
 
-# What takes its arguments one after the other, wherever the template has them.
-_HOLE = re.compile(r"\{(\d|\*)\}")
+# An argument by its number, all of them, or `{enabled X}`: the argument `enabled=`, and X.
+_HOLE = re.compile(r"\{(\d|\*|enabled [\w.()]+)\}")
 _ALIASES = {"device_named": "device", "device_str_named": "device_str"}
 # Nodes that a method can be called on as they are.
 _PRIMARY = (ast.Name, ast.Attribute, ast.Call, ast.Subscript)
@@ -99,6 +99,9 @@ def _filled(template: str, arguments: tuple[Argument, ...]) -> tuple[Part, ...]:
     for index, piece in enumerate(pieces):
         if index % 2 == 0:
             parts.append(piece)
+        elif piece.startswith("enabled "):
+            condition, arguments = _enabled(piece.partition(" ")[2], arguments)
+            parts += condition
         elif piece == "*":
             parts += [", ", *_joined(arguments)] if arguments else []
         else:
@@ -106,6 +109,23 @@ def _filled(template: str, arguments: tuple[Argument, ...]) -> tuple[Part, ...]:
             wrapped = pieces[index + 1].startswith(".") and _needs_parentheses(argument)
             parts += ["(", *_flat(argument), ")"] if wrapped else _flat(argument)
     return tuple(part for part in parts if part != "")
+
+
+def _enabled(
+    condition: str, arguments: tuple[Argument, ...]
+) -> tuple[list[Part], tuple[Argument, ...]]:
+    """A condition joined to the argument `enabled=`, if it is given, and the other arguments."""
+    for index, argument in enumerate(arguments):
+        parts = _flat(argument)
+        if parts[0] == "enabled=":
+            rest = arguments[:index] + arguments[index + 1 :]
+            given = parts[1]
+            if isinstance(given, ast.Constant) and given.value is True:
+                return [condition], rest
+            if isinstance(given, (*_PRIMARY, ast.Constant, ast.Compare)):
+                return [given, f" and {condition}"], rest
+            return ["(", given, f") and {condition}"], rest
+    return [condition], arguments
 
 
 def _needs_parentheses(argument: Argument) -> bool:

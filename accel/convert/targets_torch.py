@@ -9,8 +9,9 @@ from __future__ import annotations
 IMPORTS = ("torch",)
 
 _HERE = "torch.accelerator.current_accelerator()"
-# `torch.autocast("cuda")` and `GradScaler("cuda")` are disabled where no CUDA is: as before.
-_AMP = f'str({_HERE} or "cuda")'
+_TYPE = f'str({_HERE} or "cpu")'
+# Autocast and the scaler stay disabled on a CPU, as torch.cuda's were there.
+_ENABLED = "torch.accelerator.is_available()"
 _BACKEND = "torch.distributed.get_default_backend_for_device"
 
 # accel's name -> torch.accelerator's.
@@ -74,15 +75,15 @@ CALLS: dict[str, dict[int, str]] = {
     },
     "ddp_device_ids": {1: "([{0}] if torch.accelerator.is_available() else None)"},
     "ddp_output_device": {1: "({0} if torch.accelerator.is_available() else None)"},
-    "autocast": {-1: f"torch.autocast({_AMP}{{*}})"},
-    "GradScaler": {-1: f"torch.amp.GradScaler({_AMP}{{*}})"},
-    "custom_fwd": {-1: f"torch.amp.custom_fwd(device_type={_AMP}{{*}})"},
-    "custom_bwd": {0: f"torch.amp.custom_bwd(device_type={_AMP})"},
+    "autocast": {-1: f"torch.autocast({_TYPE}, enabled={{enabled {_ENABLED}}}{{*}})"},
+    "GradScaler": {-1: f"torch.amp.GradScaler({_TYPE}, enabled={{enabled {_ENABLED}}}{{*}})"},
+    "custom_fwd": {-1: f"torch.amp.custom_fwd(device_type={_TYPE}{{*}})"},
+    "custom_bwd": {0: f"torch.amp.custom_bwd(device_type={_TYPE})"},
     "stream": {1: "{0}"},
     "record_stream": {2: "{0}.record_stream({1})"},
     "fork_rng": {
-        0: f"torch.random.fork_rng(device_type={_AMP})",
-        1: f"torch.random.fork_rng({{0}}, device_type={_AMP})",
+        0: f"torch.random.fork_rng(range(torch.accelerator.device_count()), device_type={_TYPE})",
+        1: f"torch.random.fork_rng({{0}}, device_type={_TYPE})",
     },
     "generator": {0: f'torch.Generator({_HERE} or "cpu")', 1: "torch.Generator(torch.device({0}))"},
     "default_generators": {0: "torch.get_device_module().default_generators"},
@@ -100,5 +101,7 @@ WARNINGS = {
         for name in (*_DEVICE_MODULE, "default_generators")
     },
     "device": "torch.device with an index raises on a machine that has only a CPU",
+    "custom_fwd": "within autocast of a CPU it casts there as well",
+    "custom_bwd": "within autocast of a CPU it casts there as well",
     "Event": "on a CPU an event measures no time",
 }

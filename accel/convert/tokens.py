@@ -24,12 +24,11 @@ _CUDA = (
 # Short enough to be parts of other words (`input`, `cannot`): they begin where no letter is before.
 _VENDORS = {
     "npu": r"(?<![A-Za-z])(?:npu|NPU)|NPU|Npu|hccl|HCCL|Hccl|"
-    r"(?<![A-Za-z])(?:ascend|Ascend|ASCEND)(?!ing|ed|ant)|(?<![A-Za-z])(?:cann|CANN)(?![A-Za-z])",
+    r"(?:(?<![A-Za-z])ascend|Ascend|ASCEND)(?!ing|ed|ant|s\b)|(?<![A-Za-z])(?:cann|CANN)(?![A-Za-z])",
     "musa": r"(?<![A-Za-z])(?:musa|MUSA|mccl|MCCL)|MUSA|Musa",
     "mlu": r"(?<![A-Za-z])(?:mlu|MLU)|MLU|Mlu|cncl|CNCL|cnnl|CNNL",
 }
 PATTERN = re.compile(_CUDA, re.IGNORECASE)
-BYTES_PATTERN = re.compile(_CUDA.encode(), re.IGNORECASE)
 
 Kind = Literal["name", "string", "comment"]
 

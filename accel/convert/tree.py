@@ -20,6 +20,7 @@ from accel.convert import engine, project, sweep
 from accel.convert.finding import FileResult, TreeResult
 from accel.convert.options import Options
 from accel.convert.pages.words import cut
+from accel.convert.tables import support
 from accel.convert.walking import LARGEST, PYTHON, SHELL, Found, Walk, discover, shadows
 from accel.convert.writing import why_broken
 from accel.report import Progress
@@ -79,7 +80,7 @@ def convert_walk(
     if jobs < 0:
         raise ValueError(f"jobs must be 0 (all cores) or the number of processes, got {jobs}")
     begun = time.monotonic()
-    convert_bytes(b"", "options.py", PYTHON, options)  # wrong options are one error, not one a file
+    _check(options)
     results: dict[int, FileResult] = {}
     tasks: list[_Task] = []
     for number, found in enumerate(walk.files):
@@ -131,7 +132,7 @@ def convert_bytes(
 def convert_input(data: bytes, options: Options) -> TreeResult:
     """Convert one Python file that has no name, such as standard input."""
     task = _Task(0, INPUT, PYTHON, data)
-    convert_bytes(b"", "options.py", PYTHON, options)
+    _check(options)
     result = _convert(task, options, project.index({}))
     return TreeResult(("-",), (result,), options.target, options.chip)
 
@@ -255,6 +256,12 @@ def _end_with(parent: BaseProcess | None) -> None:
     if parent is not None:
         parent.join()
     os._exit(1)
+
+
+def _check(options: Options) -> None:
+    """Wrong options are one error, not one for each file."""
+    support(options.chip)
+    convert_bytes(b"", "options.py", PYTHON, options)
 
 
 def _convert_batch(batch: Sequence[_Task]) -> list[tuple[int, FileResult]]:

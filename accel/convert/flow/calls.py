@@ -30,11 +30,13 @@ def is_message(module: Module, call: ast.Call, called: str) -> bool:
 
 
 def gives_default(call: ast.Call, called: str, where: int | str) -> bool:
-    """Whether an argument is what a call gives where it finds nothing: `d.get("x", "cuda")`."""
+    """Whether an argument is what a call gives where there is nothing: `d.get("x", "cuda")`."""
     if called in ("os.getenv", "os.environ.get"):
         return where in (1, "default")
     if called == "builtins.getattr":
         return where == 2
+    if called in ("dataclasses.field", "pydantic.Field", "attr.ib", "attrs.field"):
+        return where == "default"
     is_lookup = isinstance(call.func, ast.Attribute) and call.func.attr in (
         "get",
         "pop",

@@ -7,6 +7,8 @@ from typing import Protocol
 
 from accel.convert.finding import Finding
 from accel.convert.module import Module
+from accel.convert.rule import Example as Example
+from accel.convert.rule import Rule as Rule
 from accel.convert.rules import (
     amp,
     backends,
@@ -18,13 +20,14 @@ from accel.convert.rules import (
     loading,
     memory,
     names,
+    operators,
+    packages,
     reverse,
     streams,
     tensor_types,
     user_rules,
 )
-from accel.convert.rules.rule import Example as Example
-from accel.convert.rules.rule import Rule as Rule
+from accel.convert.sweep.rules import RULES as SWEEP_RULES
 
 
 class Family(Protocol):
@@ -52,6 +55,8 @@ FAMILIES: tuple[Family, ...] = (  # type: ignore[assignment]
     streams,
     backends,
     memory,
+    packages,
+    operators,
 )
-_EVERY = (*(rule for family in FAMILIES for rule in family.RULES), *names.RULES)
+_EVERY = (*(rule for family in FAMILIES for rule in family.RULES), *names.RULES, *SWEEP_RULES)
 RULES: tuple[Rule, ...] = tuple(sorted(_EVERY, key=lambda rule: rule.id))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from accel.convert.rules.rule import Example, Rule
+from accel.convert.rule import Example, Rule
 
 RULES = (
     Rule(

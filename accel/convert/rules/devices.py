@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from accel.convert.finding import Finding
 from accel.convert.module import Module
+from accel.convert.rule import Rule
 from accel.convert.rules import devices_moves, devices_numbers, devices_strings
 from accel.convert.rules.devices_scripted import except_scripted
-from accel.convert.rules.rule import Rule
 
 RULES: tuple[Rule, ...] = (*devices_moves.RULES, *devices_strings.RULES, *devices_numbers.RULES)
 

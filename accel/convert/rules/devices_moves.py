@@ -16,6 +16,7 @@ from accel.convert.flow.evidence import (
 )
 from accel.convert.flow.positions import is_location
 from accel.convert.module import Module
+from accel.convert.rule import Example, Rule
 from accel.convert.rules.devices_spelling import (
     attribute_span,
     device_call,
@@ -24,7 +25,6 @@ from accel.convert.rules.devices_spelling import (
     place_of,
 )
 from accel.convert.rules.devices_spelling import call as device_of_place
-from accel.convert.rules.rule import Example, Rule
 
 RULES = (
     Rule(
@@ -182,9 +182,10 @@ def _call(module: Module, call: ast.Call, func: ast.Attribute) -> Finding:
             "The arguments of cuda() cannot be told apart.",
             "Write `.to(accel.device(index), non_blocking=...)`.",
         )
-    return module.edit(
-        name, "ACC001", "It moves to the device that is there.", Edit(name, ("to",)), *edits
-    )
+    texts = [part for edit in edits for part in edit.parts if isinstance(part, str)]
+    needs = None if any("(" in text for text in texts) else frozenset[str]()
+    message = "It moves to the device that is there."
+    return module.edit(name, "ACC001", message, Edit(name, ("to",)), *edits, imports=needs)
 
 
 def _refusal(module: Module, receiver: ast.expr) -> str:

@@ -8,8 +8,15 @@ from collections.abc import Iterator
 from accel.convert.finding import Finding
 from accel.convert.flow import is_device, is_tensor_or_module, may_be_none
 from accel.convert.module import Module
-from accel.convert.rules.devices_spelling import Piece, is_int, named_index
-from accel.convert.rules.rule import Example, Rule
+from accel.convert.rule import Example, Rule
+from accel.convert.rules.devices_spelling import (
+    Piece,
+    converted,
+    get_device,
+    is_get_device,
+    is_int,
+    named_index,
+)
 
 _T = "import torch\n"
 _A = "import torch\nimport accel\n"
@@ -144,6 +151,8 @@ def _is_number(module: Module, node: ast.expr) -> bool:
     if isinstance(node, ast.Constant):
         return isinstance(node.value, int) and not isinstance(node.value, bool)
     if isinstance(node, ast.Call):
+        if is_get_device(module, node):
+            return True
         return module.qualified(node.func) == "torch.cuda.current_device"
     if is_int(module, node):
         return True
@@ -168,11 +177,14 @@ def _is_given(module: Module, node: ast.expr) -> bool:
 
 def _whole(module: Module, node: ast.expr, number: ast.expr) -> Iterator[Finding]:
     is_current = isinstance(number, ast.Call) and "current_device" in module.text(number.func)
-    parts = module.target.call("device", *(() if is_current else (number,)))
-    if parts is not None and _text(module, parts) != module.text(node):
-        yield module.convert(
-            node, "ACC007", "A number means the device of that number here.", *parts
-        )
+    message = "A number means the device of that number here."
+    if is_get_device(module, number):
+        parts = get_device(module, number)
+        yield converted(module, node, "ACC007", message, *parts, imports=frozenset())
+        return
+    called = module.target.call("device", *(() if is_current else (number,)))
+    if called is not None and _text(module, called) != module.text(node):
+        yield converted(module, node, "ACC007", message, *called)
 
 
 def _text(module: Module, parts: tuple[Piece, ...]) -> str:
@@ -201,7 +213,7 @@ def _distributed(module: Module, call: ast.Call) -> Iterator[Finding]:
             parts = module.target.call(helper, rank) if rank is not None else None
             if parts is not None:
                 message = "It is None on a CPU, and the process's own device elsewhere."
-                yield module.convert(branch, "ACC008", message, *parts)
+                yield converted(module, branch, "ACC008", message, *parts)
 
 
 def _ranks(node: ast.expr) -> bool:

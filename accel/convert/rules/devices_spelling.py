@@ -6,7 +6,7 @@ import ast
 import re
 from typing import NamedTuple
 
-from accel.convert.finding import Span
+from accel.convert.finding import Finding, Span
 from accel.convert.flow.options import option_of
 from accel.convert.module import Module
 from accel.convert.scopes import Binding
@@ -36,6 +36,14 @@ _INT_CALLS = frozenset(
 )  # fmt: skip
 _WORD = re.compile(rb"[\w\x80-\xff]+\Z")
 _DEEPEST = 6
+
+
+# On a CPU the device of any number is the CPU, to which the comparison would then be true.
+COMPARED = "It is compared with one device, which would be the CPU itself on a CPU."
+COMPARED_ADVICE = (
+    "Compare the number, device.index, where accel.is_accelerator(device); note that torch's "
+    "device without a number equals none with a number."
+)
 
 
 class Place(NamedTuple):
@@ -221,7 +229,9 @@ def call(module: Module, function: str, place: Place) -> tuple[Piece, ...] | Non
 
 
 def device_call(module: Module, node: ast.expr) -> tuple[Piece, ...] | None:
-    """The call that makes a device of what a program gives to `.cuda` and its like."""
+    """What makes a device of what a program gives to `.cuda` and its like."""
+    if is_get_device(module, node):
+        return get_device(module, node)
     if named_index(node) or is_int(module, node):
         return module.target.call("device", node)
     return module.target.call("device_named", node)
@@ -230,6 +240,43 @@ def device_call(module: Module, node: ast.expr) -> tuple[Piece, ...] | None:
 def text_for(module: Module, place: Place) -> tuple[Piece, ...] | None:
     """What a device's name as a string becomes; a device without an index stays without one."""
     return call(module, "device_str" if place.number else "default_device_type", place)
+
+
+def is_get_device(module: Module, node: ast.expr) -> bool:
+    """Whether an expression is a tensor's `x.get_device()`, which is -1 on a CPU."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        return False
+    owner = node.func.value
+    is_own = isinstance(owner, ast.Name) and owner.id in ("self", "cls")
+    known = is_own or "get_device" in module.project.names or module.qualified(owner) is not None
+    return node.func.attr == "get_device" and not (node.args or node.keywords or known)
+
+
+def get_device(module: Module, node: ast.expr) -> tuple[Piece, ...]:
+    """`x.device` for `x.get_device()`."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        raise TypeError(f"x.get_device() is a call, not {type(node).__name__}")
+    start = module.span(node).start
+    return (Span(start, attribute_span(module, node.func).start), "device")
+
+
+def converted(
+    module: Module,
+    node: ast.AST,
+    rule: str,
+    message: str,
+    *parts: Piece,
+    imports: frozenset[str] | None = None,
+) -> Finding:
+    """A finding that replaces an expression, with a blank where a word stands right before it.
+
+    `return'cuda'in device` would otherwise become one word with what takes its place.
+    """
+    start = module.span(node).start
+    before = module.source.utf8[max(start - 1, 0) : start]
+    if _WORD.fullmatch(before) and isinstance(parts[0], str) and parts[0][:1].isidentifier():
+        parts = (" ", *parts)
+    return module.convert(node, rule, message, *parts, imports=imports)
 
 
 def attribute_span(module: Module, node: ast.Attribute) -> Span:

@@ -10,6 +10,7 @@ from accel.convert.flow import (
     Purpose,
     device_like,
     is_device_position,
+    is_device_string,
     is_tensor_or_module,
     purpose,
 )
@@ -19,9 +20,12 @@ from accel.convert.module import Module
 from accel.convert.rules.devices_conditions import Choice, choice_of
 from accel.convert.rules.devices_rules import STRING_RULES
 from accel.convert.rules.devices_spelling import (
+    COMPARED,
+    COMPARED_ADVICE,
     Piece,
     Place,
     call,
+    converted,
     names_choice,
     place_of,
     template_of,
@@ -78,6 +82,9 @@ def _torch_device(module: Module, node: ast.Call, taken: set[ast.AST]) -> Iterat
     if number is not None:
         place = Place((number,))
     taken.update({named, *(n for n in ast.walk(named) if isinstance(n, ast.Constant))})
+    if _is_compared(module, node):
+        yield module.flag(node, "ACC032", COMPARED, COMPARED_ADVICE)
+        return
     if place.number or _is_immediate(module, node):
         yield from _replace(
             module, node, "ACC004", "device", place, "It names the device that is there."
@@ -115,7 +122,7 @@ def _replace(
     if parts is None:
         yield _no_target(module, node, rule)
     else:
-        yield module.convert(node, rule, message, *parts)
+        yield converted(module, node, rule, message, *parts)
 
 
 def _no_target(module: Module, node: ast.AST, rule: str) -> Finding:
@@ -176,7 +183,7 @@ def _chosen(module: Module, node: ast.IfExp, choice: Choice) -> Iterator[Finding
     if parts is None:
         yield _no_target(module, node, "ACC006")
     else:
-        yield module.convert(node, "ACC006", message, *parts)
+        yield converted(module, node, "ACC006", message, *parts)
 
 
 # --- other texts ---------------------------------------------------------------------------------
@@ -201,6 +208,9 @@ def _text(module: Module, text: ast.Constant, taken: set[ast.AST]) -> Iterator[F
             "Name the other kinds there.",
         )
         return
+    if _is_exported(module, parent):
+        yield module.keep(node, "ACC003", "It is a name that the module exports.")
+        return
     where = _where(module, node)
     if where == "device_type" and not place.number:
         if not _is_amp(module, node):
@@ -216,6 +226,14 @@ def _text(module: Module, text: ast.Constant, taken: set[ast.AST]) -> Iterator[F
     elif where == "device":
         yield from _argument(module, node, place)
     elif isinstance(parent, ast.Dict) and node in parent.keys:
+        if _is_by_device(parent):
+            yield module.flag(
+                node,
+                "ACC034",
+                "The table has no entry for another accelerator.",
+                "Add one, or look up whether accel.is_accelerator(device).",
+            )
+            return
         yield module.keep(node, "ACC003", "It is a key of the program's own table.")
     else:
         yield from _stored(module, node, place, purpose(module, node))
@@ -242,10 +260,23 @@ def _in_location(module: Module, parent: ast.AST) -> bool:
 
 
 def _among_others(parent: ast.AST) -> bool:
-    """In a list with other kinds of accelerators: `for kind in ("cuda", "xpu")`."""
+    """In a list of kinds with other accelerators: `for kind in ("cuda", "xpu")`."""
     items = parent.elts if isinstance(parent, (ast.List, ast.Tuple, ast.Set)) else []
     texts = {str(i.value).partition(":")[0] for i in items if isinstance(i, ast.Constant)}
-    return bool(texts & OTHER_ACCELERATORS)
+    return bool(texts & OTHER_ACCELERATORS) and texts <= OTHER_ACCELERATORS | {"cuda", "cpu", "gpu"}
+
+
+def _is_exported(module: Module, parent: ast.AST) -> bool:
+    """In `__all__`."""
+    outer = module.parent(parent) if isinstance(parent, (ast.List, ast.Tuple)) else None
+    targets = outer.targets if isinstance(outer, ast.Assign) else []
+    return any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets)
+
+
+def _is_by_device(table: ast.Dict) -> bool:
+    """Whether all keys of a table are names of devices, more than one of them."""
+    keys = [key.value for key in table.keys if isinstance(key, ast.Constant)]
+    return len(keys) > 1 and len(keys) == len(table.keys) and all(map(is_device_string, keys))
 
 
 def _where(module: Module, node: ast.AST) -> str | None:
@@ -255,6 +286,9 @@ def _where(module: Module, node: ast.AST) -> str | None:
         return position(module, outer, parent.arg or "") if isinstance(outer, ast.Call) else None
     if isinstance(parent, ast.Call) and node in parent.args:
         return position(module, parent, parent.args.index(node))
+    if isinstance(parent, ast.Dict) and node in parent.values:
+        outer = module.parent(parent)  # `device_map={"": "cuda:0"}`
+        return "device" if isinstance(outer, ast.keyword) and outer.arg == "device_map" else None
     return None
 
 
@@ -286,7 +320,7 @@ def _argument(module: Module, node: ast.expr, place: Place) -> Iterator[Finding]
     if parts is None:
         yield _no_target(module, node, rule)
     else:
-        yield module.convert(node, rule, message, *parts)
+        yield converted(module, node, rule, message, *parts)
 
 
 def _is_own_object(module: Module, node: ast.expr) -> bool:
@@ -307,7 +341,7 @@ def _stored(module: Module, node: ast.expr, place: Place, aim: Purpose) -> Itera
         if parts is None:
             yield _no_target(module, node, rule)
         else:
-            yield module.convert(node, rule, "It goes to devices only.", *parts)
+            yield converted(module, node, rule, "It goes to devices only.", *parts)
     elif any(s.kind == "choice" and device_like(destination(s.node)) for s in aim.sinks):
         yield module.flag(
             node,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from accel.convert.finding import Finding
 from accel.convert.flow import Sink, sinks
 from accel.convert.module import Module
-from accel.convert.rules.distributed_compare import comparisons
+from accel.convert.rules.distributed_compare import comparisons, names_vendors
 from accel.convert.rules.distributed_rules import RULES as RULES
 
 # By the function's last name: where a backend stands among its positional arguments.
@@ -22,6 +22,7 @@ _GROUPS = {
     "new_subgroups": 3,
     "new_subgroups_by_enumeration": 2,
 }
+_MESHES = (".init_device_mesh", ".DeviceMesh")
 _BACKEND = re.compile(r"(?:^|_)backend$", re.IGNORECASE)
 _PAIRS = re.compile(r"\w+:\w+(?:\s*,\s*\w+:\w+)*")
 _OPEN = ("passed", "stored", "return", "comparison")
@@ -42,11 +43,29 @@ def find(module: Module) -> Iterator[Finding]:
         if node not in taken and _names_backend(node.value):
             yield from _literal(module, node)
     yield from _imported(module)
+    for call in module.all(ast.Call):
+        yield from _mesh(module, call)
     references: list[ast.Attribute | ast.Name] = [*module.all(ast.Attribute)]
     references += module.all(ast.Name)
     for reference in references:
         if reference not in taken and isinstance(reference.ctx, ast.Load):
             yield from _reference(module, reference)
+
+
+def _mesh(module: Module, call: ast.Call) -> Iterator[Finding]:
+    """The type of device that a mesh is of: `init_device_mesh("cuda", (2, 4))`."""
+    name = module.qualified(call.func) or ""
+    if not name.startswith("torch.distributed") or not name.endswith(_MESHES):
+        return
+    kind = next((word.value for word in call.keywords if word.arg == "device_type"), None)
+    kind = kind or (call.args[0] if call.args else None)
+    if not isinstance(kind, ast.Constant) or kind.value != "cuda":
+        return
+    parts = module.target.call("default_device_type")
+    if parts is None:
+        yield _no_target(module, kind, "ACC060")
+    else:
+        yield module.convert(kind, "ACC060", "the mesh is of the device that is there", *parts)
 
 
 def _imported(module: Module) -> Iterator[Finding]:
@@ -102,6 +121,9 @@ def _literal(module: Module, node: ast.Constant) -> Iterator[Finding]:
         return  # words for people: names keeps them
     if kinds == {"choice"}:
         yield module.keep(node, "ACC065", "one of an option's choices: it is what users type")
+        return
+    if names_vendors(module.parent(node)):
+        yield module.keep(node, "ACC065", "one of several vendors' backends that are named here")
         return
     if not _is_for_groups(module, node, ends):
         yield _unfollowed(module, node)

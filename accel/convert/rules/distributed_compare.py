@@ -32,10 +32,17 @@ def compared(module: Module, node: ast.expr) -> bool:
     if isinstance(node, ast.Constant):
         value = node.value
         return isinstance(value, str) and value.lower() == "nccl"
-    if isinstance(node, (ast.Tuple, ast.List, ast.Set)) and node.elts:
-        values = [e.value if isinstance(e, ast.Constant) else None for e in node.elts]
-        return "nccl" in values and _VENDORS.issuperset(map(str, values))
+    if isinstance(node, (ast.Tuple, ast.List, ast.Set)) and len(node.elts) == 1:
+        return compared(module, node.elts[0])
     return (module.qualified(node) or "").endswith("distributed.Backend.NCCL")
+
+
+def names_vendors(node: ast.AST) -> bool:
+    """Whether a list holds several vendors' backends, and nothing else."""
+    if not isinstance(node, (ast.Tuple, ast.List, ast.Set)):
+        return False
+    values = [e.value if isinstance(e, ast.Constant) else None for e in node.elts]
+    return len(values) > 1 and _VENDORS.issuperset(map(str, values))
 
 
 def _compare(module: Module, node: ast.Compare, taken: set[ast.AST]) -> Iterator[Finding]:

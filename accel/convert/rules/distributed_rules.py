@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from accel.convert.rules.rule import Example, Rule
+from accel.convert.rule import Example, Rule
 
 _DIST = "import torch.distributed as dist\n"
 _ADDED = "import torch.distributed as dist\nimport accel\n"
@@ -23,6 +23,11 @@ RULES = (
                 before=_DIST + "\ndist.init_process_group('nccl', init_method='env://')\n",
                 after=_ADDED + "\ndist.init_process_group(accel.dist_backend(), "
                 "init_method='env://')\n",
+                others={
+                    "npu": _DIST
+                    + "import torch_npu\n"
+                    + "\ndist.init_process_group(\"hccl\", init_method='env://')\n"
+                },
             ),
             Example(
                 before=_DIST + "\ndist.init_process_group(backend='cuda:nccl,cpu:gloo')\n",

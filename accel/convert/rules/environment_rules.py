@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from accel.convert.rules.rule import Example, Rule
+from accel.convert.rule import Example, Rule
 
 # What accel.setenv and accel.getenv know, by the platform that a program is bound to.
 TWINS = {

@@ -156,7 +156,11 @@ def templated(
     arguments: list[Argument] = [*places]
     for index, name in enumerate(names[: len(places)]):
         arguments[index] = (f"{name}=", places[index])
-    arguments += [module.span(item) for item in call.keywords if item.value is not without]
+    for item in call.keywords:
+        if item.value is not without:
+            # `enabled` may be joined to a condition of the template's own.
+            joined = item.arg == "enabled"
+            arguments.append(("enabled=", item.value) if joined else module.span(item))
     return _whole(module, call, module.target.call(function, *arguments))
 
 

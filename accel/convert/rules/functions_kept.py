@@ -39,7 +39,7 @@ def is_taken(module: Module, use: ast.Name) -> bool:
 
 def is_exported(module: Module, name: str) -> bool:
     """Whether other files may import a name from this one, which then must stay what it is."""
-    if module.path.endswith("__init__.py"):
+    if module.path.endswith("__init__.py") or module.project.is_wanted(module.path, name):
         return True
     listed = module.walk.module.names.get("__all__")
     return listed is not None and any(

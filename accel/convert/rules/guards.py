@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from accel.convert.finding import Finding
 from accel.convert.module import Module
+from accel.convert.rule import Rule
 from accel.convert.rules import guards_available, guards_compare, guards_tensor
 from accel.convert.rules.devices_scripted import except_scripted
 from accel.convert.rules.guards_available import is_kept as is_kept
-from accel.convert.rules.rule import Rule
 
 RULES: tuple[Rule, ...] = (*guards_available.RULES, *guards_compare.RULES, *guards_tensor.RULES)
 

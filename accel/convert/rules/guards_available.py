@@ -8,8 +8,8 @@ from weakref import WeakKeyDictionary
 
 from accel.convert.finding import Finding
 from accel.convert.module import Module
+from accel.convert.rule import Example, Rule
 from accel.convert.rules.guards_content import GUARDS, asks_for_cuda, content, only_switches
-from accel.convert.rules.rule import Example, Rule
 
 _T = "import torch\n"
 RULES = (

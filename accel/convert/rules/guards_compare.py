@@ -9,7 +9,14 @@ from collections.abc import Iterator
 from accel.convert.finding import Finding
 from accel.convert.flow import is_device, may_be_none
 from accel.convert.module import Module
-from accel.convert.rules.devices_spelling import Piece, call, names_choice, place_of
+from accel.convert.rules.devices_spelling import (
+    COMPARED,
+    COMPARED_ADVICE,
+    Piece,
+    converted,
+    names_choice,
+    place_of,
+)
 from accel.convert.rules.guards_available import guarded
 from accel.convert.rules.guards_branches import other_branches
 from accel.convert.rules.guards_content import Content, content
@@ -83,9 +90,7 @@ def _equal(
         return kept
     place = place_of(module, literal)
     if place is not None and place.number:
-        parts = call(module, "device_str", place)
-        if parts is not None:
-            return module.convert(literal, "ACC032", "It names a device that is here.", *parts)
+        return module.flag(literal, "ACC032", COMPARED, COMPARED_ADVICE)
     return _question(module, node, other, negated)
 
 
@@ -123,7 +128,9 @@ def _question(module: Module, node: ast.AST, other: ast.expr, negated: bool) -> 
     if negated:
         inner = isinstance(module.parent(node), (ast.UnaryOp, ast.Compare, ast.BinOp))
         parts = ("(not ", *parts, ")") if inner else ("not ", *parts)
-    return module.convert(node, "ACC031", "It asks whether the device is an accelerator.", *parts)
+    return converted(
+        module, node, "ACC031", "It asks whether the device is an accelerator.", *parts
+    )
 
 
 def ask(module: Module, device: ast.expr) -> tuple[Piece, ...] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from accel.convert.rules.rule import Example, Rule
+from accel.convert.rule import Example, Rule
 
 _T = "import torch\n"
 _A = "import torch\nimport accel\n"
@@ -58,17 +58,20 @@ RULES = (
     ),
     Rule(
         id="ACC032",
-        name="device-is-number",
-        title="A comparison with one device: device == 'cuda:1'",
-        why="The name of one device becomes the name of that device here.",
-        ascend="It is npu:1.",
-        action="convert",
-        effort="auto",
+        name="device-is-one",
+        title="Comparisons with one device: device == 'cuda:1'",
+        why="What names a device of a number elsewhere names the CPU on a CPU: converted, the "
+        "comparison would become true there.",
+        ascend="It is False for npu:1.",
+        action="flag",
+        effort="review",
         examples=(
-            Example(
-                _T + "\nif str(x.device) == 'cuda:1':\n    print(1)\n",
-                _A + "\nif str(x.device) == accel.device_str(1):\n    print(1)\n",
-            ),
+            _same(_T + "\nif str(x.device) == 'cuda:1':\n    print(1)\n"),
+            _same(_T + "\nif x.device == torch.device('cuda'):\n    print(1)\n"),
+        ),
+        kept=(
+            _T + "\nassert x.device != torch.device('cuda', 0)\n",
+            _T + "\nif torch.device('cuda') in places:\n    print(1)\n",
         ),
     ),
     Rule(

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from accel.convert.finding import Finding
 from accel.convert.flow import instance_class
 from accel.convert.module import Module
+from accel.convert.rule import Example, Rule
+from accel.convert.rules.devices_spelling import converted
 from accel.convert.rules.guards_available import guarded
 from accel.convert.rules.guards_branches import other_branches
 from accel.convert.rules.guards_content import calls_extension, content
-from accel.convert.rules.rule import Example, Rule
 
 _T = "import torch\n"
 _A = "import torch\nimport accel\n"
@@ -92,7 +93,7 @@ def _read(module: Module, node: ast.Attribute) -> Finding:
             word, "ACC036", "It asks for CUDA's tensors only.", "Compare `tensor.device.type`."
         )
     message = "It asks whether the tensor is on an accelerator."
-    return module.convert(node, "ACC036", message, *parts)
+    return converted(module, node, "ACC036", message, *parts)
 
 
 def _is_own(module: Module, node: ast.Attribute) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from accel.convert.finding import Edit, Finding, Span
 from accel.convert.module import Module
 from accel.convert.rules.devices_conditions import choice_of
-from accel.convert.rules.devices_spelling import Piece, Place, call, place_of
+from accel.convert.rules.devices_spelling import Piece, Place, call, converted, place_of
 from accel.convert.rules.loading_checkpoints import feeds_state
 from accel.convert.rules.loading_rules import RULES as RULES
 
@@ -71,8 +71,8 @@ def _replace(module: Module, node: ast.expr, place: Place) -> Iterator[Finding]:
     if parts is None:
         yield _no_target(module, node)
     else:
-        yield module.convert(
-            node, "ACC070", "It puts what is read on the device that is there.", *parts
+        yield converted(
+            module, node, "ACC070", "It puts what is read on the device that is there.", *parts
         )
 
 
@@ -138,7 +138,7 @@ def _table(module: Module, node: ast.Dict) -> Iterator[Finding]:
         yield module.keep(key, "ACC071", "It is what a checkpoint saved on CUDA says.")
         parts: tuple[Piece, ...] = (*to, ", ", *of, ": ", *to)
         message = "What was saved on the device that is there goes the same way."
-        yield module.convert(value, "ACC071", message, *parts)
+        yield converted(module, value, "ACC071", message, *parts)
 
 
 def _absent(module: Module, node: ast.Call) -> Iterator[Finding]:

@@ -52,7 +52,19 @@ class Identifiers:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             kind = "class" if isinstance(node, ast.ClassDef) else "function"
             return Verdict(OWN_NAME, f"{word} is a {kind} that this program defines")
+        if isinstance(node, ast.MatchClass):
+            return self._pattern(word)
         return Verdict(OWN_NAME, f"{word} is a variable of this program")
+
+    def _pattern(self, word: str) -> Verdict:
+        """An attribute in a `case Device(cuda=x)`."""
+        if self._known.defines(word) and word not in TORCHS:
+            return Verdict(OWN_ATTRIBUTE, f"{word} is an attribute that this tree defines")
+        return unknown(
+            f"{word} is an attribute in a pattern, and this tree does not define it",
+            "If it is a setting of this program's own, it may stay; if it is torch's, ask the "
+            "device in another way.",
+        )
 
     # --- names ---------------------------------------------------------------------------------
 
@@ -103,7 +115,7 @@ class Identifiers:
         owner = qualified.rpartition(".")[0]
         level = len(owner) - len(owner.lstrip("."))
         in_tree = level > 0 or self._known.has_prefix(owner)
-        if in_tree or self._module.project.home(self._module.path, qualified):
+        if in_tree:
             if self._known.defines(node.attr):
                 return Verdict(OWN_ATTRIBUTE, f"{node.attr} is defined by this tree's own {owner}")
             return unknown(

@@ -25,7 +25,10 @@ class Places:
         self._strings = self._spans(self._literals())
         self._statements = self._spans([*module.all(*_IMPORTS, *_LISTED)])
         self._others = self._spans(
-            [*module.all(ast.ExceptHandler, ast.MatchAs, ast.MatchStar, ast.MatchMapping)]
+            [
+                *module.all(ast.ExceptHandler, ast.MatchAs, ast.MatchStar),
+                *module.all(ast.MatchMapping, ast.MatchClass),
+            ]
         )
 
     def _enter_names(self) -> None:
@@ -45,6 +48,8 @@ class Places:
             match = _DEFINED.match(source.utf8, start)
             if match:
                 starts[match.end()] = defined
+            for parameter in getattr(defined, "type_params", ()):  # since 3.12
+                starts[source.span(parameter).start] = parameter
 
     def _literals(self) -> list[ast.AST]:
         """String literals; not the pieces of f-strings, which have no place on older Pythons."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from accel.convert.rule import Example, Rule
 from accel.convert.rules import names_kept as kept
-from accel.convert.rules.rule import Example, Rule
 
 
 def _same(program: str) -> tuple[Example, ...]:

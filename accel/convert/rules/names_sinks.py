@@ -28,6 +28,8 @@ _COMMANDS = frozenset({
     "subprocess.check_call", "subprocess.check_output", "subprocess.getoutput",
     "subprocess.getstatusoutput", "builtins.exec", "builtins.eval", "builtins.compile",
 })  # fmt: skip
+# Methods whose result is shown to people.
+_SHOWN = frozenset({"__repr__", "__str__", "__format__", "extra_repr", "_repr_html_"})
 _TYPES = frozenset({
     "Optional", "Union", "List", "Dict", "Tuple", "Type", "Sequence", "Callable", "Iterable",
     "Iterator", "Mapping", "ClassVar", "dict", "list", "tuple", "type", "set", "frozenset",
@@ -72,6 +74,9 @@ class Sinks:
             return "docstring" if child is parent.value and _is_text(child) else "unknown"
         if isinstance(parent, (ast.Assert, ast.Raise)):
             return "unknown" if child is getattr(parent, "test", None) else "message"
+        if isinstance(parent, ast.Return):
+            function = self._module.function_of(parent)
+            return "message" if getattr(function, "name", "") in _SHOWN else "unknown"
         if isinstance(parent, ast.Subscript):
             if child is not parent.slice:
                 return "unknown"

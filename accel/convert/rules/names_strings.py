@@ -32,12 +32,14 @@ _FILE = re.compile(
 # The toolkit's own files and programs, and images that hold it.
 _TOOLKIT = re.compile(
     r"local/cuda|lib(?:cud|nccl|nvrtc|cublas|cufft|nvToolsExt)|nvcc|nvidia-smi|nsys\b|nvidia/cuda|"
-    r"dev/nvidia|driver/nvidia|cuda_home|cuda_path|\.cuh?\b|\.so\b|\.dll$",
+    r"dev/nvidia|driver/nvidia|cuda_home|cuda_path|\.so\b|\.dll$",
     re.IGNORECASE,
 )
+_KERNEL = re.compile(r"\.cuh?\b")
 # What prose does not hold: code of several languages, commands, settings.
 _CODE = re.compile(
-    r"__global__|__device__|<<<|#include|torch\.cuda|\.cuda\(|\bimport \w|[;{}]|\w\(\w*\)|"
+    r"__global__|__device__|<<<|#include|torch\.cuda|\.cuda\(|\bimport \w|[;{}]|"
+    r"\w\(\)|\.\w+\(|\w\(\w+, |\w\(['\"]|"
     r"(?:^|\s)-{1,2}\w|\b\w+=\S|^\s*[\w.]+ = |nvidia-smi|nvcc"
 )
 # The keys by which torch's dispatcher knows where an operator runs.
@@ -45,7 +47,9 @@ _DISPATCH = re.compile(r"(?:Autograd|Autocast|Sparse|SparseCsr|Quantized|Nested)
 _WORDS = re.compile(r"[^\W\d_]{2,}")
 
 _REASONS: dict[Sink, Verdict] = {
-    "docstring": Verdict(DOCSTRING, "a docstring or a string that stands alone: it chooses nothing"),
+    "docstring": Verdict(
+        DOCSTRING, "a docstring or a string that stands alone: it chooses nothing"
+    ),
     "message": Verdict(TEXT, "a message for people: printed, logged or raised"),
     "help": Verdict(TEXT, "a help text or a description of an option"),
     "option": Verdict(OPTION, "the name of a command-line option: it is what users type"),
@@ -78,6 +82,11 @@ class Strings:
             return _REASONS[sink]
         if _DEVICE.fullmatch(text.strip()):
             return self._device(text.strip(), sink)
+        if _KERNEL.search(text):
+            return unknown(
+                "a CUDA source, or what is compiled from one",
+                "Other devices cannot run it: look for a way without it, or write one for them.",
+            )
         if _TOOLKIT.search(text):
             return unknown(
                 "a file or program of CUDA's own installation",

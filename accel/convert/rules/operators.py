@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from accel.convert.finding import Finding
 from accel.convert.module import Module
+from accel.convert.rule import Example, Rule
 from accel.convert.rules import operators_dtypes as dtypes
 from accel.convert.rules.operators_table import ELSEWHERE, METHODS, advice_for
-from accel.convert.rules.rule import Example, Rule
 from accel.convert.tables.operators import Row, Support, support
 
 _TABLES = "The vendor's tables say what was verified on each chip, by PyTorch release."
@@ -58,7 +58,7 @@ RULES = (
     Rule(
         id="ACC092",
         name="float64",
-        title="float64 on the device",
+        title="Tensors of float64 on the device",
         why="float64 is slow on most accelerators and missing from many operators on some.",
         ascend="`.double()` and `.to(torch.float64)` of a tensor on the device give float32 there, "
         "with one warning. A float64 tensor of the CPU that is moved keeps its dtype, and 27 % of "
@@ -91,7 +91,7 @@ RULES = (
     Rule(
         id="ACC094",
         name="data-parallel",
-        title="torch.nn.DataParallel",
+        title="DataParallel, which drives several GPUs from one process",
         why="It drives several GPUs from one process, which is slow on CUDA and not there on other "
         "accelerators; on a CPU or one device it only calls the module.",
         ascend="Listed as unsupported on every chip.",
@@ -106,7 +106,7 @@ RULES = (
     Rule(
         id="ACC095",
         name="torchscript",
-        title="torch.jit.script and torch.jit.trace",
+        title="TorchScript by torch.jit.script and torch.jit.trace",
         why="A traced module holds the devices that it was traced on as constants.",
         ascend="torch_npu's migration layer turns torch.jit.script off. Trace on the device where "
         "the module will run.",
@@ -135,7 +135,7 @@ _RECIPE = (
 
 def find(module: Module) -> Iterator[Finding]:
     """Operators and dtypes, for the chip of the run."""
-    if module.options.source != "cuda" or "torch" not in module.source.utf8.decode("utf-8"):
+    if module.options.source != "cuda" or b"torch" not in module.source.utf8:
         return
     table = support(module.options.chip)
     for node in module.all(ast.Attribute, ast.Name):

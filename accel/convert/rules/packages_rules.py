@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from accel.convert.rules.rule import Example, Rule
+from accel.convert.rule import Example, Rule
 
 
 def _same(text: str) -> tuple[Example, ...]:
@@ -88,7 +88,8 @@ RULES = (
         action="flag",
         effort="rewrite",
         examples=_same(
-            'import torch\n\nSOURCE = """\n__global__ void twice(float* x) { x[threadIdx.x] *= 2; }\n"""\n'
+            "import torch\n\n"
+            'SOURCE = """\n__global__ void twice(float* x) { x[threadIdx.x] *= 2; }\n"""\n'
         ),
         kept=('TEXT = "a __global__ function runs on the device"\n',),
     ),
@@ -106,7 +107,7 @@ RULES = (
     Rule(
         id="ACC107",
         name="torch-version-cuda",
-        title="torch.version.cuda",
+        title="Decisions by torch.version.cuda",
         why="It is None in builds without CUDA, whatever accelerator they have.",
         ascend="None; torch_npu.version names its own release.",
         action="flag",
@@ -117,7 +118,7 @@ RULES = (
     Rule(
         id="ACC108",
         name="name-at-run-time",
-        title="getattr, import_module and patches with names of torch.cuda",
+        title="Names of torch.cuda in getattr, import_module and patches",
         why="A constant name is as good as the plain form, and is converted like it; a name that "
         "is known at run time only cannot be.",
         ascend="Nothing special.",
@@ -138,7 +139,7 @@ RULES = (
     Rule(
         id="ACC109",
         name="code-in-a-string",
-        title="exec and eval of a text that names CUDA",
+        title="Texts that name CUDA in exec and eval",
         why="Code in a string is not converted: what it means depends on where it runs.",
         ascend="Nothing special.",
         action="flag",

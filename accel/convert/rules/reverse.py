@@ -84,6 +84,8 @@ def _import(
         return module.keep(node, "ACC150", f"the target {module.target.name} needs {package}")
     if used:
         return module.keep(node, "ACC150", f"line {used} still needs {package}")
+    if not any(finding.action == "convert" and finding.imports for finding in findings):
+        return module.keep(node, "ACC150", f"it may be what loads {package} for other files")
     if _is_guarded(module, node):
         return module.keep(node, "ACC150", "an import that may fail does no harm on other devices")
     edit = _removal(module, node, alias)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from accel.convert.rules.rule import Example, Rule
+from accel.convert.rule import Example, Rule
 
 _FORMULA = (
     "Write it in torch's own operators, or keep it behind a test of the device's type beside a "

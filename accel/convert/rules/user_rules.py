@@ -43,7 +43,7 @@ from functools import lru_cache
 
 from accel.convert.finding import Action, Finding, Span
 from accel.convert.module import Module
-from accel.convert.rules.rule import Rule
+from accel.convert.rule import Rule
 
 RULES: tuple[Rule, ...] = ()
 

@@ -117,10 +117,7 @@ def _value(text: Text, span: Span, key: str) -> Iterator[Finding]:
         is_prose = " " in bare and not is_list and not _COMMAND_LIKE.search(bare)
         for word in _WORD.finditer(value):
             at = Span(span.start + word.start(), span.start + word.end())
-            if is_prose and _DEVICE.fullmatch(word[0]):
-                yield text.keep(at, "ACC139", "a word of a text; none is ever changed")
-            else:
-                yield from about_word(text, at)
+            yield from about_word(text, at, is_prose=is_prose)
 
 
 def _command(text: Text, span: Span) -> Iterator[Finding]:

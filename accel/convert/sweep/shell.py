@@ -16,12 +16,13 @@ _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 _READ = re.compile(r"\$\{?([A-Za-z_]\w*)")
 # An expansion that reads a variable and does nothing else, so that it may stand twice.
 _PLAIN = re.compile(r"(?:\"?)\$(?:\w+|\{\w+(?::?-[\w,]*)?\})(?:\"?)")
-# Commands that run another one with the variables before it, or that set variables themselves.
-_SETTERS = frozenset({"export", "env", "declare", "typeset", "readonly", "local"})
+_LASTING = frozenset({"export", "declare", "typeset", "readonly", "local"})
+_SETTERS = _LASTING | {"env"}
 _INSTALLERS = frozenset(
     {"pip", "pip3", "uv", "conda", "mamba", "micromamba", "apt-get", "apt", "yum", "dnf", "poetry"}
 )
 _CONTAINERS = frozenset({"docker", "podman", "nerdctl", "nvidia-docker"})
+_MODULES = frozenset({"module", "ml", "spack"})
 _PRINTERS = frozenset({"echo", "printf", "log", "info", "warn", "die"})
 
 
@@ -96,10 +97,16 @@ def _command(
         if match and known:
             sets = converts and leading and bool(head)
             # An assignment before a command holds for that one only; others for what follows.
-            twins = here if sets and head not in _SETTERS else here | near
+            lasts = not sets or head in _LASTING
+            twins = here | near if lasts else here
             yield _assignment(text, word, match, known, sets=sets, twins=twins)
         elif head in _PRINTERS and index and _has(text, word):
             yield text.keep(word.span, "ACC139", "a text that is printed; none is ever changed")
+        elif head in _MODULES and index and _has(text, word):
+            yield text.flag(
+                word.span, "ACC123", f"{word.text} is loaded for CUDA",
+                "On Ascend source CANN's set_env.sh instead.", subject="environment module",
+            )  # fmt: skip
         elif head in _CONTAINERS and word.text.startswith("--gpus"):
             yield about_runtime(text, word.span)
         else:

@@ -66,7 +66,7 @@ def about_variable(
 
 
 def about_word(
-    text: Text, span: Span, before: str = "", *, is_command: bool = False
+    text: Text, span: Span, before: str = "", *, is_command: bool = False, is_prose: bool = False
 ) -> Iterator[Finding]:
     """Say what one word is, if it holds anything of the platform's.
 
@@ -75,6 +75,7 @@ def about_word(
         span: The word.
         before: The word before it.
         is_command: Whether it is the name of a command.
+        is_prose: Whether it stands in a text for people, where devices and addresses are words.
     """
     word = text.get(span)
     named = _TOOL_PATH.fullmatch(word) if is_command else None
@@ -88,7 +89,11 @@ def about_word(
         return
     if next(text.hits(span), None) is None:
         return
-    yield _classed(text, span, word.strip(_QUOTES + ",;"), before)
+    bare = word.strip(_QUOTES + ",;")
+    if is_prose and (_DEVICE.fullmatch(bare) or _VENDOR_HOST.match(bare)):
+        yield text.keep(span, "ACC139", "a word of a text; none is ever changed")
+        return
+    yield _classed(text, span, bare, before)
 
 
 def _classed(text: Text, span: Span, word: str, before: str) -> Finding:

@@ -16,7 +16,7 @@ teacher = nn.Linear(8, 4).cuda(args.gpu)  # convert
 criterion = nn.CrossEntropyLoss().cuda()  # convert
 optimizer = optim.SGD(model.parameters(), lr=args.lr)
 weights = torch.ones(4, device="cuda")  # convert
-bias = torch.zeros(4, device="cuda:0", dtype=torch.float64)  # convert
+bias = torch.zeros(4, device="cuda:0", dtype=torch.float64)  # convert flag
 
 
 def batches(n):

@@ -5,7 +5,9 @@ import os
 import torch
 import xgboost
 
-TABLE = {"cuda": 1, "cpu": 2}  # keep
+__all__ = ["cuda", "xpu", "lookup"]  # keep
+TABLE = {"cuda": 1, "rocm": 2}  # keep
+BY_DEVICE = {"cuda": 1, "cpu": 2}  # flag
 print(TABLE["cuda"])  # keep
 print("cuda")  # keep
 logging.info("running on cuda:%d", 1)  # keep

@@ -44,8 +44,8 @@ def world():
 def untouched(x, other, dtype, scale):
     y = x.to(other)
     y = y.to(dtype)
-    y = y.to(torch.float64)
-    return torch.nn.DataParallel(y), scale
+    y = y.to(torch.float64)  # flag
+    return torch.nn.DataParallel(y), scale  # flag
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ if args.device.startswith("cuda"):  # convert
     print("fast")
 if "cuda" not in str(device):  # convert
     print("slow")
-if str(device) == "cuda:1":  # convert
+if str(device) == "cuda:1":  # flag
     print("the second")
 pin = device.type in ("cuda", "mps")  # convert
 

@@ -48,12 +48,12 @@ def optimizer(params, device_type, available):
 
 def parallel(net):
     if device.type == "cuda":  # flag
-        net = torch.nn.DataParallel(net)
+        net = torch.nn.DataParallel(net)  # flag
     if torch.cuda.is_available() and torch.cuda.device_count() > 1:  # flag
-        net = torch.nn.DataParallel(net)
+        net = torch.nn.DataParallel(net)  # flag
     if torch.cuda.is_available():  # convert
         if torch.cuda.device_count() > 1:  # flag
-            net = torch.nn.DataParallel(net)
+            net = torch.nn.DataParallel(net)  # flag
         net = net.cuda()  # convert
     return net
 

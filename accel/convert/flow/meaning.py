@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from accel.convert.flow.kinds import Kind, Sink
 from accel.convert.flow.positions import device_like, is_device_string, uses_foreign
-from accel.convert.flow.sinks import sinks
+from accel.convert.flow.tracing import sinks
 from accel.convert.module import Module
 
 # device: it means a device, everywhere. other: it does not. mixed: both. unknown: cannot be told.
