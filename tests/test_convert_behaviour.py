@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import pytest
 
-from accel.convert.engine import convert_source
-from accel.convert.options import Options
 from tests.convert.trainer_cases import (
     FOLDER,
     TRAINERS,
     Trainer,
+    convert,
     left_of_cuda,
     losses,
     plain_environment,
@@ -78,7 +77,7 @@ def test_nothing_is_left_that_is_mechanical(trainer: Trainer) -> None:
 @everywhere
 def test_a_second_conversion_changes_nothing(trainer: Trainer) -> None:
     once = trainer.converted().after
-    again = convert_source(once, trainer.path.name, Options())
+    again = convert(once, trainer.path.name)
     assert again.after == once
     assert not again.error
 

@@ -94,6 +94,11 @@ def test_edits_nest_and_keep_pieces() -> None:
     assert applied == {outer.span, inner.span}
 
 
+def test_words_do_not_run_together() -> None:
+    edits = [Edit(Span(6, 12), ("f(x)",)), Edit(Span(14, 17), ("y",))]
+    assert apply(b"return'cuda'in'd'or 1", edits)[0] == b"return f(x)in y or 1"
+
+
 def test_of_two_edits_on_one_span_the_first_is_taken() -> None:
     assert apply(b"ab", [Edit(Span(0, 1), ("1",)), Edit(Span(0, 1), ("2",))])[0] == b"1b"
 

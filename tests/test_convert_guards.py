@@ -26,6 +26,7 @@ LINES = {
     "a = 'cuda' == device.type": "a = accel.is_accelerator(device)",
     "a = x.device.type != 'cuda'": "a = not accel.is_accelerator(x.device)",
     "a = not (device.type != 'cuda')": "a = not ((not accel.is_accelerator(device)))",
+    "a = x.device.type == torch.device('cuda').type": "a = accel.is_accelerator(x.device)",
     "a = 'cuda' in str(device)": "a = accel.is_accelerator(device)",
     "a = 'cuda' not in device": "a = not accel.is_accelerator(device)",
     "a = device.startswith('cuda')": "a = accel.is_accelerator(device)",

@@ -64,6 +64,7 @@ STATES = {
     "net.load_state_dict(torch.load((p)))": True,
     "net.load_state_dict(torch.load(open(p, 'rb'),))": True,
     "net.load_state_dict(torch.load(p)['model'])": True,
+    "net.load_state_dict(torch.load(p)[key])": True,
     "s = torch.load(p)\nnet.load_state_dict(s)\nprint(s['epoch'])": True,
     "s = torch.load(p)\nnet.load_state_dict({k[7:]: v for k, v in s.items()})": True,
     "s = torch.load(p)\nif 'model' in s:\n    net.load_state_dict(s['model'])": True,

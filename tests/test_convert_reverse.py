@@ -7,6 +7,7 @@ import pytest
 from accel.convert.engine import convert_source
 from accel.convert.module import Module
 from accel.convert.options import Options
+from accel.convert.project import index
 from accel.convert.source import Source
 
 NAMES = {
@@ -165,6 +166,20 @@ def test_paths_and_texts_are_never_read_as_names() -> None:
     values = [node.value for node in module.all(ast.Constant)]
     assert values == ["npu is here", "/data/npu/a.pt", "tcp://npu-node1:2345", "npu:0 x"]
     assert after(text, "npu") == text
+
+
+def test_constants_and_methods_of_other_files() -> None:
+    program = b"import torch\nfrom config import DEVICE\n\nx = torch.ones(2)\nif DEVICE == 'npu:0':\n    pass\n"
+    module = Module(
+        Source(program), "a.py", Options(source="npu"), index({"config.py": b"DEVICE = 'npu:0'\n"})
+    )
+    (compare,) = module.all(ast.Compare)
+    assert module.constant(compare.left) == module.constant(compare.comparators[0]) == "cuda:0"
+    own = index({"batch.py": b"class Batch:\n    def npu(self): ...\n"})
+    moved = b"def f(batch):\n    return batch.npu()\n"
+    result = convert_source(moved, "a.py", Options(source="npu"), own)
+    assert result.after == moved
+    assert "flag" in {f.action for f in result.findings}
 
 
 def test_a_class_of_the_program_s_own_with_that_method() -> None:

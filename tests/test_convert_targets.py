@@ -155,3 +155,40 @@ def test_accel_s_signatures_have_the_order_that_call_documents() -> None:
     ]  # fmt: skip
     assert list(inspect.signature(accel.record_stream).parameters) == ["tensor", "stream"]
     assert next(iter(inspect.signature(accel.autocast).parameters)) == "enabled"
+
+
+TRAINER = """\
+import torch
+
+torch.manual_seed(0)
+device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+model = torch.nn.Linear(4, 1).to(device)
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+scaler = torch.amp.GradScaler("cuda", enabled=True)
+x = torch.ones(2, 4).to(device)
+losses = []
+for _ in range(3):
+    with torch.autocast("cuda", dtype=torch.float16):
+        loss = model(x).square().mean()
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    losses.append(loss.item())
+if x.is_cuda:
+    torch.cuda.synchronize()
+"""
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="the CPU's numbers")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("target", ["accel", "torch"])
+def test_a_converted_trainer_computes_what_it_did_on_a_cpu(target) -> None:
+    result = convert_source(TRAINER.encode(), "a.py", Options(target=target))
+    after = result.after.decode()
+    assert "cuda" not in after
+    assert ("accel." in after) == (target == "accel")
+    before, now = {}, {}
+    exec(compile(TRAINER, "before.py", "exec"), before)
+    exec(compile(after, "after.py", "exec"), now)
+    assert now["losses"] == before["losses"]

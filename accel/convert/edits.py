@@ -75,12 +75,37 @@ def _render(utf8: bytes, span: Span, edits: list[Edit], applied: set[Span]) -> b
             index += 1
         out.append(utf8[position : edit.span.start])
         applied.add(edit.span)
-        for part in edit.parts:
-            if isinstance(part, str):
-                out.append(part.encode("utf-8"))
-            else:
-                within = [other for other in inner if part.contains(other.span)]
-                out.append(_render(utf8, part, within, applied))
+        new = _replacement(utf8, edit, inner, applied)
+        out.append(_apart(utf8, edit.span, new))
         position = edit.span.end
     out.append(utf8[position : span.end])
     return b"".join(out)
+
+
+def _replacement(utf8: bytes, edit: Edit, inner: list[Edit], applied: set[Span]) -> bytes:
+    pieces: list[bytes] = []
+    for part in edit.parts:
+        if isinstance(part, str):
+            pieces.append(part.encode("utf-8"))
+        else:
+            within = [other for other in inner if part.contains(other.span)]
+            pieces.append(_render(utf8, part, within, applied))
+    return b"".join(pieces)
+
+
+def _apart(utf8: bytes, span: Span, new: bytes) -> bytes:
+    """A replacement with the spaces that it needs: what takes the string's place in `in'cuda'`."""
+    old = utf8[span.start : span.end]
+    before, after = utf8[: span.start][-1:], utf8[span.end :][:1]
+    left = old and _join(before, new[:1]) and not _join(before, old[:1])
+    right = old and _join(new[-1:], after) and not _join(old[-1:], after)
+    return (b" " if left else b"") + new + (b" " if right else b"")
+
+
+def _join(left: bytes, right: bytes) -> bool:
+    """Whether two bytes side by side are of one word."""
+    return _is_of_a_word(left) and _is_of_a_word(right)
+
+
+def _is_of_a_word(byte: bytes) -> bool:
+    return byte.isalnum() or byte == b"_" or byte > b"\x7f"

@@ -201,7 +201,8 @@ class Module:
             value = node.value
             return value if isinstance(value, (str, int)) and not isinstance(value, bool) else None
         name = self.qualified(node)
-        return self.project.constant(self.path, name) if name else None
+        found = self.project.constant(self.path, name) if name else None
+        return self.vendor.read(found) if isinstance(found, str) else found
 
     @cached_property
     def attributes(self) -> dict[tuple[ast.ClassDef, str], list[ast.expr | None]]:

@@ -45,7 +45,7 @@ class Vendor:
         """Put CUDA's words in the place of the vendor's in a tree, and the other way round."""
         if not self.words:
             return
-        table = {**dict(self.words), **{theirs: own for own, theirs in self.words}}
+        table = self._table
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute):
                 node.attr = table.get(node.attr, node.attr)
@@ -64,6 +64,18 @@ class Vendor:
                     # `import torch.npu` binds torch; a root of its own stays what it is.
                     if alias.asname or alias.name.startswith("torch."):
                         alias.name = self.canonical(_dotted(alias.name, table))
+
+    def read(self, text: str) -> str:
+        """A string of another file as the exchanged tree would have it."""
+        return _exchanged(text, self._table)
+
+    def own(self, word: str) -> str:
+        """The vendor's word for one of CUDA's, as other files of the tree have it."""
+        return self._table.get(word, word)
+
+    @property
+    def _table(self) -> dict[str, str]:
+        return {**dict(self.words), **{theirs: own for own, theirs in self.words}}
 
     def spoken(self, message: str) -> str:
         """A rule's message in the words of the program."""

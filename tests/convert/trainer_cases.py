@@ -11,6 +11,7 @@ from pathlib import Path
 from accel.convert.engine import convert_source
 from accel.convert.finding import FileResult
 from accel.convert.options import Options, TargetName
+from accel.convert.project import index
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Path(__file__).with_name("trainers")
@@ -48,8 +49,8 @@ class Trainer:
         return FOLDER / f"{self.name}.py"
 
     def converted(self, target: TargetName = "accel") -> FileResult:
-        """What the converter makes of it."""
-        return convert_source(self.path.read_bytes(), self.path.name, Options(target))
+        """What the converter makes of it, as of a tree that holds it alone."""
+        return convert(self.path.read_bytes(), self.path.name, target)
 
     def write(self, directory: Path, target: TargetName = "accel") -> str:
         """Convert it into a directory; its file there."""
@@ -104,6 +105,11 @@ TRAINERS = (
     Trainer("speech_masks"),
     Trainer("two_stages"),
 )
+
+
+def convert(data: bytes, name: str, target: TargetName = "accel") -> FileResult:
+    """Convert one file as `accel convert` does."""
+    return convert_source(data, name, Options(target), index({name: data}))
 
 
 def losses(output: str) -> list[float]:

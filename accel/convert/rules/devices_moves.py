@@ -202,7 +202,7 @@ def _refusal(module: Module, receiver: ast.expr) -> str:
     known = is_tensor_or_module(module, receiver)
     if known is False:
         return "It is called on what is no tensor and no module."
-    if known is None and "cuda" in module.project.methods:
+    if known is None and module.vendor.own("cuda") in module.project.methods:
         return "Classes of this program have a cuda() of their own, and this may be one."
     return ""
 

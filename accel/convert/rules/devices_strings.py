@@ -85,6 +85,9 @@ def _torch_device(module: Module, node: ast.Call, taken: set[ast.AST]) -> Iterat
     if _is_compared(module, node):
         yield module.flag(node, "ACC032", COMPARED, COMPARED_ADVICE)
         return
+    outer = module.parent(node)
+    if isinstance(outer, ast.Attribute) and outer.attr == "type" and _is_compared(module, outer):
+        return  # a question about the kind of a device
     if place.number or _is_immediate(module, node):
         yield from _replace(
             module, node, "ACC004", "device", place, "It names the device that is there."

@@ -26,6 +26,13 @@ _MESHES = (".init_device_mesh", ".DeviceMesh")
 _BACKEND = re.compile(r"(?:^|_)backend$", re.IGNORECASE)
 _PAIRS = re.compile(r"\w+:\w+(?:\s*,\s*\w+:\w+)*")
 _OPEN = ("passed", "stored", "return", "comparison")
+# Packages that give a backend on to torch. Others (ray.util.collective) have lists of their own.
+_FRIENDS = frozenset({
+    "torch", "builtins", "deepspeed", "lightning", "pytorch_lightning", "lightning_fabric",
+    "accelerate", "transformers", "trl", "colossalai", "mmengine", "mmcv", "ignite", "composer",
+    "fairscale", "megatron", "torchtitan", "fairseq", "detectron2", "timm", "argparse",
+})  # fmt: skip
+_ELSEWHERE = ("key", "path", "foreign", "parsing", "option")
 _HARMLESS = ("message", "text", "test", "comparison", "help", "discarded")
 _ADVICE = (
     "If it names the backend of torch.distributed, write accel.dist_backend(); for a comparison "
@@ -104,7 +111,7 @@ def _choice(module: Module, node: ast.IfExp, taken: set[ast.AST]) -> Iterator[Fi
     if body.value != "nccl" or other.value != "gloo":
         return
     parts = module.target.call("dist_backend")
-    if parts is None:
+    if parts is None or any(sink.kind in _ELSEWHERE for sink in sinks(module, node)):
         return
     taken.update((body, other))
     message = "dist_backend chooses the backend of the device that is there, gloo on a CPU"
@@ -154,11 +161,21 @@ def _is_for_groups(module: Module, node: ast.AST, ends: tuple[Sink, ...]) -> boo
     """Whether a value reaches process groups, or what is called a backend, and nothing else."""
     positive = False
     for sink in ends:
-        if _is_group(module, node, sink) or (sink.kind in _OPEN and _BACKEND.search(sink.name)):
+        named = sink.kind in _OPEN and _BACKEND.search(sink.name) is not None
+        if _is_group(module, node, sink) or (named and not _is_foreign(module, sink)):
             positive = True
         elif sink.kind not in _HARMLESS:
             return False
     return positive
+
+
+def _is_foreign(module: Module, sink: Sink) -> bool:
+    """Whether a value goes to a package that is not known to give it on to torch."""
+    if sink.kind != "passed" or not isinstance(sink.node, ast.Call):
+        return False
+    name = module.qualified(sink.node.func) or ""
+    root = name.partition(".")[0]
+    return bool(root) and root not in _FRIENDS and root not in module.project.packages
 
 
 def _is_group(module: Module, node: ast.AST, sink: Sink) -> bool:

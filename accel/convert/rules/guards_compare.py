@@ -44,11 +44,17 @@ def find(module: Module) -> Iterator[Finding]:
         if isinstance(called.func, ast.Attribute) and called.args:
             yield from _method(module, called, called.func)
     for case in module.all(ast.MatchValue):
-        if _is_cuda(case.value):
+        if _is_cuda(module, case.value):
             yield module.flag(case.value, "ACC031", "It is a case for CUDA.", _ADVICE)
 
 
-def _is_cuda(node: ast.AST) -> bool:
+def _is_cuda(module: Module, node: ast.AST) -> bool:
+    """Whether an expression is a name of CUDA's, or `torch.device("cuda").type`."""
+    if isinstance(node, ast.Attribute) and node.attr == "type":
+        call = node.value
+        if not isinstance(call, ast.Call) or module.qualified(call.func) != "torch.device":
+            return False
+        node = call.args[0] if call.args else call
     return (
         isinstance(node, ast.Constant)
         and isinstance(node.value, str)
@@ -62,19 +68,19 @@ def _is_cuda(node: ast.AST) -> bool:
 def _compare(module: Module, node: ast.Compare) -> Iterator[Finding]:
     if len(node.ops) != 1:
         parts = [node.left, *node.comparators]
-        if any(_is_cuda(part) for part in parts):
+        if any(_is_cuda(module, part) for part in parts):
             yield module.flag(node, "ACC031", "It is a chain of comparisons with CUDA.", _ADVICE)
         return
     left, op, right = node.left, node.ops[0], node.comparators[0]
     if isinstance(op, (ast.Eq, ast.NotEq)):
-        literal, other = (left, right) if _is_cuda(left) else (right, left)
-        if _is_cuda(literal) and not _is_cuda(other):
+        literal, other = (left, right) if _is_cuda(module, left) else (right, left)
+        if _is_cuda(module, literal) and not _is_cuda(module, other):
             yield _equal(module, node, literal, other, isinstance(op, ast.NotEq))
     elif isinstance(op, (ast.In, ast.NotIn)):
         negated = isinstance(op, ast.NotIn)
-        if _is_cuda(left):
+        if _is_cuda(module, left):
             yield _within(module, node, left, right, negated)
-        elif any(_is_cuda(item) for item in _items(right)):
+        elif any(_is_cuda(module, item) for item in _items(right)):
             yield _among(module, node, left, right, negated)
 
 
@@ -155,12 +161,12 @@ def _bare(module: Module, node: ast.expr) -> tuple[Piece, ...]:
 def _method(module: Module, node: ast.Call, func: ast.Attribute) -> Iterator[Finding]:
     first = node.args[0]
     if func.attr == "startswith":
-        if _is_cuda(first):
+        if _is_cuda(module, first):
             kept = _kept(module, node, first, func.value)
             yield kept if kept is not None else _question(module, node, func.value, False)
-        elif isinstance(first, ast.Tuple) and any(_is_cuda(item) for item in first.elts):
+        elif isinstance(first, ast.Tuple) and any(_is_cuda(module, item) for item in first.elts):
             yield module.flag(node, "ACC031", "Several kinds of devices begin so.", _ADVICE)
-    elif func.attr in _PARSE and _is_cuda(first):
+    elif func.attr in _PARSE and _is_cuda(module, first):
         if is_device(module, func.value):
             yield module.flag(
                 first,

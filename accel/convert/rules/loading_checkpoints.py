@@ -77,7 +77,7 @@ def _key(parent: ast.AST, node: ast.expr) -> str | None:
     """The key by which a part of a checkpoint is read."""
     if isinstance(parent, ast.Subscript) and parent.value is node:
         index = parent.slice
-        return str(index.value) if isinstance(index, ast.Constant) else None
+        return str(index.value) if isinstance(index, ast.Constant) else ""
     return None
 
 

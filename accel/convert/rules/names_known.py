@@ -61,7 +61,9 @@ class Known:
 
     def defines(self, name: str) -> bool:
         """Whether the tree has a function, class, parameter, variable or attribute of this name."""
-        return name in self._own or name in self._project.names
+        if name in self._own:
+            return True
+        return self._module.vendor.own(name) in self._project.names
 
     def has_option(self, name: str) -> bool:
         """Whether a command-line option of the tree is read by this name."""
