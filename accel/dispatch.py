@@ -13,8 +13,9 @@ import logging
 import os
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,7 +27,16 @@ from accel_kernels.spec import REFERENCE, KernelSpec, Operation, Request
 ENTRY_POINT_GROUP = "accel.kernels"
 
 _logger = logging.getLogger("accel")
-_local = threading.local()
+
+
+class _Choices(threading.local):
+    """What `use_backend` says in this thread."""
+
+    choices: Mapping[str, str] = MappingProxyType({})
+
+
+_local = _Choices()
+_VARIABLE = "ACCEL_BACKEND"
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,9 @@ _failures: list[KernelFailure] = []
 # Choices, by request or by call; bounded, since sequence lengths are part of either.
 _memo: dict[tuple[Any, ...], Any] = {}
 _MEMO_SIZE = 4096
+# `os.environ` without its conversions, which take longer than all else that a memo is asked by.
+_variables: Mapping[Any, Any] = getattr(os.environ, "_data", os.environ)
+_encoded: Any = os.environ.encodekey(_VARIABLE) if _variables is not os.environ else _VARIABLE
 _logged: set[tuple[str, str, str]] = set()
 
 
@@ -119,7 +132,7 @@ def use_backend(**choices: str) -> Iterator[None]:
     """
     for op, name in choices.items():
         _spec(op, name)
-    before: dict[str, str] = getattr(_local, "choices", {})
+    before = _local.choices
     _local.choices = {**before, **choices}
     try:
         yield
@@ -186,10 +199,9 @@ def remember(key: tuple[Any, ...], answer: Any) -> None:
     _memo[key] = answer
 
 
-def choice_in_force(op: str) -> tuple[str | None, str | None]:
+def choice_in_force(op: str) -> tuple[str | None, Any]:
     """What `use_backend` says of an operation here and the environment of all, or None."""
-    choices = getattr(_local, "choices", None)
-    return choices.get(op) if choices else None, os.environ.get("ACCEL_BACKEND")
+    return _local.choices.get(op), _variables.get(_encoded)
 
 
 def _choose(request: Request, backend: str | None) -> KernelSpec:
@@ -220,10 +232,9 @@ def _refusal(request: Request, named: str, how: str, reasons: list[str]) -> str:
 def _named(op: str, backend: str | None) -> tuple[str | None, str]:
     if backend is not None:
         return backend, "argument"
-    choices = getattr(_local, "choices", None)
-    if choices and op in choices:
-        return choices[op], "use_backend"
-    variable = os.environ.get("ACCEL_BACKEND")
+    if op in _local.choices:
+        return _local.choices[op], "use_backend"
+    variable = os.environ.get(_VARIABLE)
     if variable:
         named = _parse(variable).get(op)
         if named is not None:

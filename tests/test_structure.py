@@ -129,7 +129,7 @@ ARROW = {
     "accel.doctor": set(),
     "accel.convert": {"accel.report"},
     "accel.trace": {"accel.devices", "accel.report", "accel.simulate", "accel.tracing"},
-    "accel.tracing": {"torch", "accel.devices", "accel.report", "accel.simulate", "accel.trace"},
+    "accel.tracing": {"torch", "accel.devices", "accel.report", "accel.simulate"},
     "accel.attention": {
         "torch", "accel.dispatch", "accel.devices", "accel.distributed", "kernels.op",
         "kernels.shared", "kernels.spec",

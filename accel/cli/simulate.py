@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from accel.simulate.porting.findings import Report
-
-_FORWARDED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
-# A terminal sends these to every process of the command itself.
-_FROM_TERMINAL = ("SIGINT", "SIGQUIT")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +78,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _simulate(arguments: argparse.Namespace, program: Sequence[str]) -> int:
     from accel.report import check_writable
     from accel.simulate.activation import child_environment
+    from accel.simulate.child import run_child
     from accel.simulate.machine import Machine, parse_bytes
     from accel.simulate.porting import parts
 
@@ -102,10 +95,10 @@ def _simulate(arguments: argparse.Namespace, program: Sequence[str]) -> int:
     )
     environment = {**os.environ, **child_environment(machine)}
     if not outputs:
-        return _child(program, environment)
+        return run_child(program, environment)
     stem = environment[parts.VARIABLE] = parts.new_stem(outputs[0])
     try:
-        status = _child(program, environment)
+        status = run_child(program, environment)
     finally:
         found, notes = parts.take_parts(stem)
     report = parts.merge(machine, found, notes, command=program, exit_status=status)
@@ -123,48 +116,6 @@ def _write(arguments: argparse.Namespace, report: Report) -> None:
     if arguments.html:
         write_atomically(arguments.html, page.to_html(report))
         print(f"\nreport: {arguments.html}", file=sys.stderr)
-
-
-def _child(program: Sequence[str], environment: dict[str, str]) -> int:
-    """Run the command; its exit status."""
-    try:
-        process = subprocess.Popen(program, env=environment)
-    except OSError as error:
-        raise OSError(f"cannot run {program[0]!r}: {error.strerror}") from error
-    with _forwarding(process):
-        status = process.wait()
-    return status if status >= 0 else 128 - status
-
-
-@contextmanager
-def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Hand signals on to the command, which decides what they mean."""
-
-    def forward(number: int, _: FrameType | None) -> None:
-        sent_to_all = signal.Signals(number).name in _FROM_TERMINAL and _in_foreground()
-        if not sent_to_all:
-            process.send_signal(number)
-
-    before = {name: signal.signal(getattr(signal, name), forward) for name in _FORWARDED}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
-
-
-def _in_foreground() -> bool:
-    """Whether a terminal's signals reach this process and its child alike."""
-    try:
-        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
-    except OSError:
-        return False
-    try:
-        return os.tcgetpgrp(terminal) == os.getpgrp()
-    except OSError:
-        return False
-    finally:
-        os.close(terminal)
 
 
 def _list_chips() -> int:

@@ -67,7 +67,7 @@ class Vendor:
 
     def read(self, text: str) -> str:
         """A string of another file as the exchanged tree would have it."""
-        return _exchanged(text, self._table)
+        return _exchanged(text, self._table) if self.words else text
 
     def own(self, word: str) -> str:
         """The vendor's word for one of CUDA's, as other files of the tree have it."""

@@ -16,6 +16,7 @@ from accel.convert.project import index
 ROOT = Path(__file__).parents[2]
 FOLDER = Path(__file__).with_name("trainers")
 _LOSS = re.compile(r"-?0x[01]\.[0-9a-f]+p[+-]\d+")
+_DEVICE_NAMES = {"cuda", "is_cuda", "CUDA", "nvtx"}
 _DEVICE_TEXT = re.compile(r"(cuda|cuda:.*|nccl|torch\.cuda\..*)")
 # Of a run that is itself on a simulated Ascend.
 _SIMULATION = ("ACCEL_SIMULATE", "ACCEL_SIMULATE_PARTS", "ASCEND_HOME_PATH", "TASK_QUEUE_ENABLE")
@@ -89,7 +90,7 @@ TRAINERS = (
     Trainer("reproducible", left=frozenset({"cuda"})),
     Trainer("resume"),
     Trainer("word_lm", guarded=True),
-    # The key of a table of names.
+    # The key of a table of names, and a branch that has one for Apple's chips beside it.
     Trainer("any_backend", guarded=True, left=frozenset({"cuda"})),
     Trainer("graph_net", guarded=True),
     Trainer(
@@ -129,10 +130,9 @@ def left_of_cuda(source: str) -> set[str]:
                 chain.append(part.attr)
                 inner.add(id(part))
                 part = part.value
-            if {"cuda", "is_cuda", "CUDA", "nvtx"} & set(chain) and ast.unparse(
-                node
-            ) != "args.cuda":
-                found.add(ast.unparse(node))
+            name = ast.unparse(node)
+            if _DEVICE_NAMES & set(chain) and name != "args.cuda":  # a program's own option
+                found.add(name)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             if _DEVICE_TEXT.fullmatch(node.value):
                 found.add(node.value)
