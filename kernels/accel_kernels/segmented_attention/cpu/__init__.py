@@ -17,8 +17,9 @@ from accel_kernels.masks import Causal, Mask, visibility
 from accel_kernels.segmented_attention.call import Bias, Call, Dropout, sizes_of
 from accel_kernels.segmented_attention.cpu import fused
 from accel_kernels.segmented_attention.cpu import tiles as cpu_tiles
-from accel_kernels.segmented_attention.cpu.few import BLOCK, aten, attend, is_few, is_lonely
+from accel_kernels.segmented_attention.cpu.few import attend, is_few
 from accel_kernels.segmented_attention.cpu.fused import Problem
+from accel_kernels.segmented_attention.cpu.quick import Way, way
 from accel_kernels.segmented_attention.cpu.runs import Run, block, plan
 from accel_kernels.segmented_attention.differentiable import Gradients, Implementation, run
 
@@ -26,8 +27,6 @@ from accel_kernels.segmented_attention.differentiable import Gradients, Implemen
 # tile, so that the error would grow with it. With one head, tiles are what threads share.
 BACKWARD_TILE = 2048
 BACKWARD_TILE_ONE_HEAD = 1024
-# Scores in the widest vector that aten takes a maximum of.
-_VECTOR = 16
 
 
 def segmented_attention(
@@ -65,58 +64,25 @@ def segmented_attention(
     """
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     call = Call(mask, scale, softcap, bias, dropout, segment_size, return_lse)
-    if not return_lse and not _is_transformed() and _is_plain(query, key, value, call):
-        out = _quickly(query, key, value, call)
+    if not _is_transformed():
+        quick = prepare(query, key, value, call)
+        out = None if quick is None else quick(query, key, value)
         if out is not None:
             return out, None
     return run(IMPLEMENTATION, query, key, value, call)
 
 
-def _quickly(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor | None:
-    """One call of aten with its own backward, where both are exact; None elsewhere.
+def prepare(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Way | None:
+    """How every call of this kind is computed as long as no value is NaN or infinite.
 
-    Saves what a Python function in the graph costs, several times the operator's own time for a
-    few dozen tokens. float64, in which derivatives are checked, keeps its second derivatives.
+    None if that is not known beforehand, and `segmented_attention` has to be asked.
     """
-    tracked = torch.is_grad_enabled() and (
-        query.requires_grad or key.requires_grad or value.requires_grad
-    )
-    if tracked and (
-        query.dtype == torch.float64 or max(query.shape[2], key.shape[2]) > _backward_tile(query)
-    ):
+    if call.return_lse or not _is_plain(query, key, value, call):
         return None
-    if key.shape[2] < _VECTOR and not _finite(query, key):
-        return None  # aten gives zeros to a row of so few scores that are all NaN
-    diagonal, heads = _is_diagonal(query, call), query.shape[1]
-    if is_few(query, key) or (tracked and key.shape[1] == 1 and heads > 1):
-        return None
-    scale = call.scale
-    length, size = query.shape[2:]
-    lonely = is_lonely(query.shape[0] * heads, length, key.shape[2], size)
-    if tracked and lonely and query.shape[2] > BLOCK:
-        return None  # the forward shares its rows among threads, and need not be made twice
-    if tracked and heads == 1 and query.shape[2] >= fused.CUT_ROWS:
-        return None  # the backward cuts the rows of one head, alone and in a batch
-    if lonely and query.shape[2] <= BLOCK:
-        twice = (tensor.expand(2, -1, -1, -1) for tensor in (query, key, value))
-        out: Tensor = aten(*twice, 0.0, diagonal, scale=scale)[0][:1]
-    else:
-        out = aten(query, key, value, 0.0, diagonal, scale=scale)[0]
-    # Infinite queries and keys need not show in the output, and would reach gradients.
-    if diagonal and not (_finite(_last_row(out)) and (not tracked or _finite(query, key))):
-        return None
-    if tracked:
-        out.register_hook(_refuse_second_derivative)
-    return out
+    return way(query, key, value, call, _backward_tile(query))
 
 
-def _refuse_second_derivative(grad: Tensor) -> None:
-    if torch.is_grad_enabled():  # create_graph=True
-        raise RuntimeError(
-            "segmented_attention's cpu backend has no second derivative for short sequences in "
-            "less than float64; call it with backend='reference' or with return_lse=True, which "
-            "have one"
-        )
+segmented_attention.prepare = prepare  # type: ignore[attr-defined]
 
 
 def forward(query: Tensor, key: Tensor, value: Tensor, call: Call) -> tuple[Tensor, Tensor]:

@@ -56,7 +56,12 @@ def is_lonely(tasks: int, length: int, keys: int, size: int) -> bool:
     call is made for two equal entries, on two threads: as quick, and the same to the bit as on one.
     MKL itself uses one thread for the smallest products.
     """
-    return tasks == 1 and length * keys * size > _ALONE and torch.get_num_threads() > 1
+    return is_alone(tasks, length, keys, size) and torch.get_num_threads() > 1
+
+
+def is_alone(tasks: int, length: int, keys: int, size: int) -> bool:
+    """Whether a call would be lonely on more than one thread."""
+    return tasks == 1 and length * keys * size > _ALONE
 
 
 def is_few(rows: Tensor, keys: Tensor) -> bool:
