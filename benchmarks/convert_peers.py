@@ -12,6 +12,9 @@ is gone from the peer's output is
 A word that ours converts and that is still there is missed. Whether output runs on CUDA and CPUs
 afterwards is not counted: the peer's imports torch_npu, so it does not.
 
+The peer's own output depends on nothing of ours: with `--work DIR` it is kept there, with the time
+it took, and used again.
+
 Needs a checkout of Ascend-mstt and an interpreter with libcst, jedi, pandas and prettytable:
     convert_peers.py --tool msfmktransplt/src/ms_fmk_transplt --python PATH CHECKOUT...
 """
@@ -43,21 +46,23 @@ RELEASE = "2.8.0"  # the newest torch that the tool knows
 def run_peer(tool: Path, python: Path, checkout: Path, work: Path) -> tuple[Path, float]:
     """The peer's output directory and its seconds of wall time."""
     name = re.sub(r"[^A-Za-z0-9_-]", "-", checkout.name)
+    made, clock = work / "out" / f"{name}_msft", work / f"{name}.seconds"
+    if clock.exists():
+        return made, float(clock.read_text())
     copy = work / name
     shutil.copytree(checkout, copy)
-    out = work / "out"
-    out.mkdir(exist_ok=True)
+    made.parent.mkdir(exist_ok=True)
     start = time.perf_counter()
-    command = [python, "ms_fmk_transplt.py", "-i", copy, "-o", out, "-v", RELEASE]
+    command = [python, "ms_fmk_transplt.py", "-i", copy, "-o", made.parent, "-v", RELEASE]
     run = subprocess.run(
         [str(part) for part in command], cwd=tool, input="y\n" * 9, capture_output=True, text=True
     )
     seconds = time.perf_counter() - start
-    made = out / f"{name}_msft"
     if run.returncode or not made.is_dir():
         raise SystemExit(
             f"the peer failed on {checkout}:\n{run.stdout[-2000:]}{run.stderr[-2000:]}"
         )
+    clock.write_text(f"{seconds:.2f}")
     return made, seconds
 
 
@@ -141,14 +146,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tool", type=Path, required=True, help="msfmktransplt's source directory")
     parser.add_argument("--python", type=Path, required=True, help="an interpreter for it")
+    parser.add_argument("--work", type=Path, help="keep the peer's output here")
     parser.add_argument("checkouts", nargs="+", type=Path)
     arguments = parser.parse_args()
+    work = arguments.work or Path(tempfile.mkdtemp())
+    work.mkdir(exist_ok=True)
     trees = {}
     for checkout in arguments.checkouts:
-        with tempfile.TemporaryDirectory() as work:
-            trees[checkout.name] = found = beside(
-                arguments.tool.resolve(), arguments.python.absolute(), checkout, Path(work)
-            )
+        trees[checkout.name] = found = beside(
+            arguments.tool.resolve(), arguments.python.absolute(), checkout, work.resolve()
+        )
         print(
             checkout.name, {k: v for k, v in found.items() if not isinstance(v, list)}, flush=True
         )
