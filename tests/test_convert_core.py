@@ -184,6 +184,12 @@ def test_a_name_that_another_file_imports_stays() -> None:
         assert b"import torch.cuda as c\naccel.synchronize()" in result.after
 
 
+def test_a_file_on_its_own_is_known_too() -> None:
+    """A class with a method `cuda`: what is of unknown type may be of that class."""
+    text = "import torch\nclass Batch:\n    def cuda(self): ...\ndef f(batch):\n    batch.cuda()\n"
+    assert not convert(text.encode()).is_changed
+
+
 # --- f-strings ---------------------------------------------------------------------------------
 
 FSTRINGS = [

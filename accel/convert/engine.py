@@ -15,7 +15,7 @@ from accel.convert.importing import import_edit
 from accel.convert.ledger import account
 from accel.convert.module import Module
 from accel.convert.options import Options
-from accel.convert.project import Project
+from accel.convert.project import Project, index
 from accel.convert.rules import FAMILIES, names, user_rules
 from accel.convert.source import Source
 
@@ -32,7 +32,8 @@ def convert_source(
         data: Its bytes.
         path: Its name in the result, and its place in the project.
         options: What to do.
-        project: What is known of the other files.
+        project: What is known of all files of the tree, this one included; of this one alone if
+            None.
 
     Returns:
         The result. A file that is no Python 3 is kept as it is, with `error`.
@@ -41,7 +42,8 @@ def convert_source(
         source = Source(data)
         if not _may_matter(source.utf8, options):
             return FileResult(path, "python", data, data, lines=len(source.starts))
-        module = Module(source, path, options, project)
+        known = index({path: data}) if project is None else project
+        module = Module(source, path, options, known)
         found = tokens.find(source, tokens.pattern(options.source))
     except (SyntaxError, UnicodeDecodeError) as error:
         lines = data.count(b"\n") + 1
