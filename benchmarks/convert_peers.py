@@ -39,6 +39,7 @@ from accel.convert import tokens
 from accel.convert.engine import convert_source
 from accel.convert.options import Options
 from accel.convert.project import Project, index
+from accel.convert.source import Source
 
 RELEASE = "2.8.0"  # the newest torch that the tool knows
 
@@ -66,15 +67,19 @@ def run_peer(tool: Path, python: Path, checkout: Path, work: Path) -> tuple[Path
     return made, seconds
 
 
-def words_left(before: list[str], after: list[str]) -> dict[int, int]:
+def words_of(data: bytes) -> Counter[int]:
+    """How many CUDA words of code each line has, from 1."""
+    return Counter(t.line for t in tokens.find(Source(data)) if t.kind != "comment")
+
+
+def words_left(before: bytes, after: bytes) -> dict[int, int]:
     """For each line of the input from 1, how many CUDA words its counterpart still has."""
-    left = {}
-    matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
+    left, words = {}, words_of(after)
+    matcher = difflib.SequenceMatcher(None, before.splitlines(), after.splitlines(), autojunk=False)
     for _, start, stop, other, end in matcher.get_opcodes():
         for offset in range(stop - start):
             line = other + offset
-            text = after[line] if line < end else ""
-            left[start + offset + 1] = len(tokens.PATTERN.findall(text.split("#")[0]))
+            left[start + offset + 1] = words[line + 1] if line < end else 0
     return left
 
 
@@ -84,7 +89,7 @@ def judged(
     """What the peer did with the words of one file, and the lines where it is wrong."""
     ours = convert_source(before, path, Options(), project)
     lines = before.decode("utf-8", "replace").splitlines()
-    left = words_left(lines, theirs.decode("utf-8", "replace").splitlines())
+    left = words_left(before, theirs)
     by_line: dict[int, Counter[str]] = {}
     for entry in ours.ledger:
         if entry.kind != "comment":

@@ -46,6 +46,31 @@ LINES = {
     "def f(x, y):\n    return x.to((y + 1).get_device())": "    return x.to((y + 1).device)",
     "x.cuda(self.get_device())": "x.to(accel.device(self.get_device()))",
     "x.cuda((gpu))": "x.to((accel.device(gpu)))",
+    "x.cuda((gpu), (True))": "x.to((accel.device(gpu)), non_blocking=(True))",
+    # storages take the device by its name only
+    "load(lambda s, l: s.cuda())": "load(lambda s, l: s.to(device=accel.device()))",
+    "load(lambda s, l: s.cuda((0)))": "load(lambda s, l: s.to(device=(accel.device(0))))",
+    "load(lambda s, l: s.cuda(device=n))": "load(lambda s, l: s.to(device=accel.device(n)))",
+    "load(lambda s, l: s.cuda(n) if big else s)": (
+        "load(lambda s, l: s.to(device=accel.device(n)) if big else s)"
+    ),
+    "loc = lambda s, l: s.cuda(torch.device('cuda:1'))": (
+        "loc = lambda s, l: s.to(device=accel.device(1))"
+    ),
+    "def place(storage, loc):\n    return storage.cuda(0)": (
+        "    return storage.to(device=accel.device(0))"
+    ),
+    "torch.load(p, map_location=place)\ndef place(s, at):\n    return s.cuda()": (
+        "    return s.to(device=accel.device())"
+    ),
+    "s = x.untyped_storage()\ns.cuda(non_blocking=True)": (
+        "s.to(device=accel.device(), non_blocking=True)"
+    ),
+    "x.storage().cuda(1, True)": "x.storage().to(device=accel.device(1), non_blocking=True)",
+    "f(lambda x, y: (x.cuda(), y.cuda()))": (
+        "f(lambda x, y: (x.to(accel.device()), y.to(accel.device())))"
+    ),
+    "f(lambda x: x.cuda())": "f(lambda x: x.to(accel.device()))",
     "(a if b else c).cuda()": "(a if b else c).to(accel.device())",
     "[y.cuda() for y in x]": "[y.to(accel.device()) for y in x]",
     "x.cuda().half().cuda(1)": "x.to(accel.device()).half().to(accel.device(1))",

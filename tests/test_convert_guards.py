@@ -116,6 +116,61 @@ def test_a_variable_that_serves_only_cuda_stays_what_it_was() -> None:
     assert not convert(program).is_changed
 
 
+_PARALLEL = "if n > 1:\n    net = torch.nn.DataParallel(net)\n"
+
+
+@pytest.mark.parametrize(
+    ("use", "stays"),
+    [
+        ("", True),
+        ("print(n)\n", True),
+        ("if n > 1:\n    loss = loss.mean()\n", True),
+        ("size = 4 * max(1, n)\n", True),
+        ("if n > 0:\n    torch.cuda.manual_seed_all(1)\n", True),
+        ("device = 'cuda' if n > 0 else 'cpu'\n", False),
+        ("if n:\n    net.cuda()\n", False),
+        ("size = 4 * n\n", False),
+        ("torch.multiprocessing.spawn(run, nprocs=n)\n", False),
+        ("index = rank % n\n", False),
+        ("assert n > 1\n", False),
+        ("size = max(0, n)\n", False),
+    ],
+)
+def test_a_number_of_devices_that_decides_on_data_parallel(use, stays) -> None:
+    """It stays where nothing needs it on other devices; else the condition is flagged."""
+    result = convert(f"import torch\n\nn = torch.cuda.device_count()\n{use}{_PARALLEL}")
+    lines = result.after.decode().splitlines()
+    assert ("n = torch.cuda.device_count()" in lines) is stays
+    assert ("n = accel.device_count()" in lines) is not stays
+    flagged = [f.snippet for f in result.findings if f.rule == "ACC030"]
+    assert flagged == ["n = torch.cuda.device_count()" if stays else "if n > 1:"]
+
+
+@pytest.mark.parametrize("name", ["n", "args.n_gpu", "cfg['gpus']", "args.n_gpu = args.copy_of_it"])
+def test_a_number_of_devices_under_any_name(name) -> None:
+    read = name.partition(" ")[0]
+    program = (
+        f"import torch\n\n{name} = 0 if args.cpu else torch.cuda.device_count()\n\n"
+        f"def wrap(args, cfg, net):\n    if {read} > 1 and args.wide:\n"
+        "        net = torch.nn.DataParallel(net)\n    return net\n"
+    )
+    assert not convert(program).is_changed
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "n = torch.cuda.device_count()\nif n > 1:\n    loss = loss.mean()\n",
+        "n = torch.cuda.device_count()\nif n < 2:\n    net.eval()\n",
+        "n = torch.cuda.device_count()\nif m > 1:\n    net = torch.nn.DataParallel(net)\n",
+        "n = torch.cuda.device_count()\nif torch.cuda.is_available() and n > 1:\n"
+        "    net = torch.nn.DataParallel(net)\n",
+    ],
+)
+def test_a_number_of_devices_that_decides_on_nothing_of_cudas(program) -> None:
+    assert b"n = accel.device_count()" in convert(f"import torch\n\n{program}").after
+
+
 @pytest.mark.parametrize(
     ("body", "kept"),
     [

@@ -3,6 +3,7 @@
 import ast
 
 import pytest
+import torch
 
 from accel.convert.engine import convert_source
 from accel.convert.options import Options
@@ -84,3 +85,29 @@ def test_only_states_are_read_elsewhere(program, is_state) -> None:
     assert (b"map_location=accel.map_location()" in result.after) is is_state
     if not is_state and "**" not in program:
         assert [f.rule for f in result.findings if f.action == "flag"] == ["ACC072"]
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "lambda s, l: s.cuda()",
+        "lambda s, l: s.cuda(0)",
+        "lambda s, l: s.cuda(device=0) if True else s",
+        "lambda s, l: s.cuda(non_blocking=True)",
+    ],
+)
+@pytest.mark.parametrize("through", [True, False])
+def test_a_location_works_wherever_it_is_handed_to(location, through) -> None:
+    """Storages take no device by place: `load` is a function of the program's own, or torch's."""
+    program = (
+        "import io\nimport torch\n\nbuffer = io.BytesIO()\ntorch.save(torch.ones(2), buffer)\n"
+        "buffer.seek(0)\n\ndef load(where):\n    return torch.load(buffer, map_location=where)\n\n"
+    )
+    last = (
+        f"x = load({location})\n" if through else f"x = torch.load(buffer, None or ({location}))\n"
+    )
+    result = convert(program + last)
+    assert b"cuda" not in result.after
+    names: dict[str, torch.Tensor] = {}
+    exec(result.after, names)
+    assert names["x"].tolist() == [1.0, 1.0]

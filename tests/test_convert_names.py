@@ -158,3 +158,75 @@ def test_other_vendors_words_stand_alone() -> None:
         assert result.ledger == ()
     result = convert_source(b"x = NPUGraph()\ny = torch_npu\n", "a.py", Options(source="npu"))
     assert [e.token.lower() for e in result.ledger] == ["npu", "npu"]
+
+
+_CATCH = "try:\n    run()\nexcept RuntimeError as e:\n    text = str(e)\n"
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        _CATCH + "    if 'CUDA' in str(e): raise\n",
+        _CATCH + "    if 'CUDA out of memory' in text: raise\n",
+        _CATCH + "    if text.startswith('CUDA out of memory'): raise\n",
+        _CATCH + "    if 'CUDNN_STATUS' in e.args[0]: raise\n",
+        _CATCH + "    if str(e).lower().find('cuda kernel failed') >= 0: raise\n",
+        "def f(e):\n    return any(t in e.args[0] for t in ['CUDA out of memory.'])\n",
+    ],
+)
+def test_a_text_that_is_looked_for_in_an_error(program) -> None:
+    """On an Ascend the message says NPU, and the branch would not be taken."""
+    result = convert_source(program.encode(), "a.py", Options())
+    (found,) = [f for f in result.findings if f.action == "flag"]
+    assert "other words" in found.message
+    assert "OutOfMemoryError" in found.advice
+
+
+def test_a_message_that_the_program_raises_itself_is_for_people() -> None:
+    program = _CATCH + "    raise RuntimeError('CUDA out of memory') from e\n"
+    assert said(program, "raise") == {("ACC145", "keep")}
+
+
+@pytest.mark.parametrize(
+    ("program", "rule"),
+    [
+        ("d = tempfile.mkdtemp(prefix='runs_cuda_')", "ACC147"),
+        ("d = tempfile.mkstemp('.cuda')", "ACC147"),
+        ("d = tempfile.mkdtemp(dir='cuda_runs')", "ACC149"),
+        ("load(ignore_layers=['cuda_buffer'])", "ACC146"),
+        ("hps.ignore_layers = ['cuda_buffer']", "ACC146"),
+        ("skip_keys = {'cuda_a', 'cuda_b'}", "ACC146"),
+        ("load(ignore_backends=['cuda_ipc'])", "ACC149"),
+        ("load(layers=['cuda_ipc'])", "ACC149"),
+        ("self.register_buffer('cuda_rng', x)", "ACC142"),
+        ("self.add_module('cuda_net', x)", "ACC142"),
+        ("self.register('cuda_net', x)", "ACC149"),
+        ("h = HParams(cudnn_enabled=True)", "ACC146"),
+        ("print0('Warning: this needs CUDA, ignoring --fp8 here')", "ACC145"),
+    ],
+)
+def test_names_that_a_program_gives(program, rule) -> None:
+    action = "flag" if rule == "ACC149" else "keep"
+    assert said(f"import tempfile\n{program}\n") == {(rule, action)}
+
+
+def test_an_attribute_that_setattr_gives_is_one() -> None:
+    program = "setattr(self, 'cuda_x', 1)\nf('cuda_x')\n"
+    assert said(program, "f(") == {("ACC142", "keep")}
+
+
+@pytest.mark.parametrize(("count", "action"), [(39, "flag"), (40, "keep")])
+@pytest.mark.parametrize("table", ["[{}]", "({})", "dict.fromkeys([{}])"])
+def test_a_long_table_of_names_is_a_vocabulary(count, action, table) -> None:
+    entries = ", ".join(f"'cuda_name_{n}'" for n in range(count))
+    program = f"x = {table.format(entries)}\n"
+    assert {a for _, a in said(program)} == {action}
+    pairs = ", ".join(f"('cudaName{n}', 'hipName{n}')" for n in range(count))
+    program = f"x = {table.format(pairs)}\n"
+    assert {a for _, a in said(program)} == {action}
+
+
+def test_settings_are_no_table_however_many() -> None:
+    entries = ", ".join(f"'key{n}': {n}" for n in range(60))
+    program = f"x = {{{entries}, 'backend': 'cuda_ipc'}}\n"
+    assert said(program, "x =") == {("ACC149", "flag")}

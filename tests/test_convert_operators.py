@@ -193,6 +193,34 @@ def test_torchscript(body, rules) -> None:
     assert flagged(body) == rules
 
 
+# --- memory formats ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        ("net = net.to(memory_format=torch.channels_last)", 1),
+        ("x = x.cuda(memory_format=torch.channels_last)", 1),
+        ("x = x.to(device, dtype, memory_format=torch.channels_last_3d)", 1),
+        ("x = x.contiguous(memory_format=torch.channels_last)", 1),
+        ("x = x.clone(memory_format=torch.channels_last)", 1),
+        ("x = torch.empty(2, 3, 4, 4, device=device, memory_format=torch.channels_last)", 1),
+        ("x = torch.zeros(2).to(device, memory_format=torch.channels_last)", 1),
+        ("x = torch.empty_like(x, memory_format=torch.channels_last)", 1),
+        ("fmt = torch.channels_last if wide else other\nx.to(memory_format=fmt)", 1),
+        ("x = torch.nn.functional.relu(x).to(memory_format=torch.channels_last)", 1),
+        ("from torch import channels_last as last\nx = x.contiguous(memory_format=last)", 1),
+        ("run(model, memory_format=torch.channels_last)", 1),
+        ("x = torch.zeros(2, device='cpu', memory_format=torch.channels_last)", 0),
+        ("x = x.to(torch.float16, memory_format=torch.preserve_format)", 0),
+        ("n = torch.nn.ReLU().to(memory_format=torch.channels_last)", 0),
+        ("class N(torch.nn.Module):\n    pass\nN().to(memory_format=torch.channels_last)", 0),
+    ],
+)
+def test_a_memory_format_that_the_chip_refuses(body, count) -> None:
+    assert flagged(body) == ["ACC096"] * count
+
+
 def test_files_for_other_platforms_and_without_torch_say_nothing() -> None:
     assert findings("x = y.double()\n") == []
     assert findings("import torch\nx = y.double()\n", source="npu") == []

@@ -2,7 +2,9 @@
 
 import ast
 import inspect
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from accel.convert import targets_npu, targets_torch
 from accel.convert.engine import convert_source
 from accel.convert.finding import Span
 from accel.convert.options import Options
+from accel.convert.rules.functions_table import DTYPES
 from accel.convert.targets import target_of
 
 TORCH = target_of("torch", "accel")
@@ -114,6 +117,8 @@ def test_what_a_target_lacks_is_none() -> None:
     assert TORCH.function("autocast") is None
     assert NPU.call("device_named", node) is None
     assert NPU.function("annotate") is None
+    assert NPU.call("annotate", node, node) is None
+    assert TORCH.tensor_class("torch.cuda.FloatTensor") is None
 
 
 def test_imports() -> None:
@@ -147,6 +152,63 @@ def test_the_target_npu_imports_its_package() -> None:
     program = b"import torch\n\ntorch.cuda.synchronize()\n"
     result = convert_source(program, "a.py", Options(target="npu"))
     assert result.after == b"import torch\nimport torch_npu\n\ntorch.npu.synchronize()\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("x = torch.cuda.FloatTensor(2)", "x = torch.npu.FloatTensor(2)"),
+        ("x = isinstance(y, torch.cuda.LongTensor)", "x = isinstance(y, torch.npu.LongTensor)"),
+        ("def f(x: torch.cuda.HalfTensor): ...", "def f(x: torch.npu.HalfTensor): ..."),
+        ('x = y.type("torch.cuda.ByteTensor")', 'x = y.type("torch.npu.ByteTensor")'),
+        ("x = y.type() == 'torch.cuda.IntTensor'", "x = y.type() == 'torch.npu.IntTensor'"),
+        ("x = y.type('torch.' 'cuda.IntTensor')", "x = y.type('torch.npu.IntTensor')"),
+        ("torch.cuda.nvtx.range_push('a')", "torch.npu.mstx.range_push('a')"),
+        ("with torch.cuda.nvtx.range('a'): ...", "with torch.npu.mstx.annotate('a'): ..."),
+    ],
+)
+def test_the_target_npu_has_tensor_classes_and_marks(before, after) -> None:
+    result = convert_source(f"import torch\n\n{before}\n".encode(), "a.py", Options(target="npu"))
+    assert result.after.decode() == f"import torch\nimport torch_npu\n\n{after}\n"
+    assert {entry.action for entry in result.ledger} == {"convert"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "print('torch.cuda.FloatTensor')",
+        "torch.set_default_tensor_type('torch.cuda.FloatTensor')",
+        "with torch.cuda.nvtx.range('a {}', 1): ...",
+        "x = torch.cuda.nvtx.range",
+    ],
+)
+def test_what_the_target_npu_cannot_say_is_flagged(line) -> None:
+    program = f"import torch\n\n{line}\n".encode()
+    result = convert_source(program, "a.py", Options(target="npu"))
+    assert result.after == program
+    assert {entry.action for entry in result.ledger} == {"flag"}
+
+
+def test_torch_npu_has_the_tensor_classes_and_the_marks() -> None:
+    """By its source, since it is not imported here."""
+    home = Path(sys.prefix) / "torch-npu/torch_npu/npu"
+    if not home.is_dir():
+        pytest.skip("torch-npu is not here: accel simulate --install")
+    public = ast.literal_eval(
+        next(
+            node.value
+            for node in ast.parse((home / "__init__.py").read_text()).body
+            if isinstance(node, ast.Assign) and node.targets[0].id == "__all__"
+        )
+    )
+    assert {*DTYPES, "mstx"} <= set(public)
+    marks = next(
+        node
+        for node in ast.parse((home / "mstx.py").read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name == "mstx"
+    )
+    names = {node.name for node in marks.body if isinstance(node, ast.FunctionDef)}
+    assert {"mark", "range_push", "range_pop", "range_start", "range_end"} <= names
 
 
 def test_accel_s_signatures_have_the_order_that_call_documents() -> None:

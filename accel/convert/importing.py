@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-import re
+from collections.abc import Iterator
 
 from accel.convert.finding import Edit, Span
 from accel.convert.module import Module
+from accel.convert.scopes import FUNCTIONS
 
-# Names whose conversion is spelled with torch's own name.
-_TORCH = re.compile(rb"Tensor|OutOfMemoryError|AcceleratorError")
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def import_edit(module: Module, needed: set[str], first_use: int | None = None) -> list[Edit]:
@@ -24,33 +24,13 @@ def import_edit(module: Module, needed: set[str], first_use: int | None = None) 
         first_use: The byte of the first converted place, if something before torch's import may
             need them already.
     """
-    lines = [_line(name, module) for name in sorted(needed) if not _has(module, name)]
+    lines = [_line(name, module) for name in sorted(needed) if not _has(module, name, first_use)]
     if not lines:
         return []
-    text = module.source.newline.join(lines)
     anchor = _anchor(module, first_use)
     if anchor is None:
-        return [_before(module, _first(module), text)]
-    return [_behind(module, anchor, text)]
-
-
-def replacing_line(module: Module, node: ast.stmt, edit: Edit) -> Edit | None:
-    """The edit that takes an import away, or puts ours there if ours would go behind it.
-
-    What `import_edit` would insert behind the line is then within it, and left out with it.
-
-    Returns:
-        None where something else than this library may have to be imported in that place.
-    """
-    lacking = [name for name in sorted(module.target.imports) if not _has(module, name)]
-    if node is not _anchor(module, None):
-        return edit
-    if "torch" not in module.walk.module.names and _TORCH.search(module.source.utf8):
-        return None
-    if not lacking:
-        return edit
-    text = module.source.newline.join(_line(name, module) for name in lacking)
-    return Edit(edit.span, (text + module.source.newline,))
+        return [_before(module, lines)]
+    return [_behind(module, _last_beside(module, anchor, first_use), lines)]
 
 
 def _line(name: str, module: Module) -> str:
@@ -59,11 +39,11 @@ def _line(name: str, module: Module) -> str:
     return f"import {name}"
 
 
-def _has(module: Module, name: str) -> bool:
-    """Whether the module's own level imports it, unconditionally, under the name that is used."""
+def _has(module: Module, name: str, first_use: int | None) -> bool:
+    """Whether the module's own level imports it, early enough, under the name that is used."""
     wanted = module.library_name if name == "accel" else name
     for node in module.tree.body:
-        if isinstance(node, ast.Import):
+        if isinstance(node, ast.Import) and not _is_late(module, node, first_use):
             for alias in node.names:
                 if alias.name == name and (alias.asname or alias.name) == wanted:
                     return True
@@ -94,12 +74,46 @@ def _is_docstring(index: int, node: ast.stmt) -> bool:
 
 
 def _is_late(module: Module, node: ast.stmt, first_use: int | None) -> bool:
-    """Whether a statement comes after something at the module's level that needs the imports."""
-    if first_use is None or module.span(node).start < first_use:
+    """Whether something that needs the imports may run before a statement of the module's level."""
+    start = module.span(node).start
+    if first_use is None or start < first_use:
         return False
     place = Span(first_use, first_use)
-    user = next((n for n in module.tree.body if module.span(n).contains(place)), None)
-    return not isinstance(user, (ast.FunctionDef, ast.AsyncFunctionDef))
+    for earlier in module.tree.body:
+        span = module.span(earlier)
+        if first_use <= span.end and span.start < start and _runs(module, earlier, place):
+            return True
+    return False
+
+
+def _runs(module: Module, node: ast.stmt, place: Span) -> bool:
+    """Whether a statement needs what is in a place when it runs, or calls what may need it."""
+    if module.span(node).contains(place) and not isinstance(node, _DEFINITIONS):
+        return True
+    parts = [node]
+    if isinstance(node, _DEFINITIONS):
+        # A body waits until it is called; decorators, defaults and annotations do not.
+        parts = [*node.decorator_list, *_signature(node)]  # type: ignore[list-item]
+        if any(module.span(part).contains(place) for part in parts):
+            return True
+        if node.decorator_list:
+            return True
+    return any(isinstance(inner, ast.Call) for part in parts for inner in _at_once(part))
+
+
+def _signature(node: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[ast.expr]:
+    yield from (child for child in ast.walk(node.args) if isinstance(child, ast.expr))
+    if node.returns is not None:
+        yield node.returns
+
+
+def _at_once(node: ast.AST) -> Iterator[ast.AST]:
+    """What is evaluated when a piece of code is reached: all but the bodies of functions."""
+    waiting = [node]
+    while waiting:
+        inner = waiting.pop()
+        yield inner
+        waiting += [n for n in ast.iter_child_nodes(inner) if not isinstance(n, FUNCTIONS)]
 
 
 def _imports_torch(node: ast.stmt) -> bool:
@@ -110,28 +124,51 @@ def _imports_torch(node: ast.stmt) -> bool:
     return False
 
 
-def _behind(module: Module, node: ast.stmt, text: str) -> Edit:
-    """Behind a statement's last line, whatever else is on it: `import torch  # why`."""
+def _last_beside(module: Module, node: ast.stmt, first_use: int | None) -> ast.stmt:
+    """The last of the imports that follow one another on a statement's line."""
+    body = module.tree.body
+    for following in body[body.index(node) + 1 :]:
+        is_beside = following.lineno == node.end_lineno
+        is_import = isinstance(following, (ast.Import, ast.ImportFrom))
+        if not (is_beside and is_import) or _is_late(module, following, first_use):
+            break
+        node = following
+    return node
+
+
+def _behind(module: Module, node: ast.stmt, lines: list[str]) -> Edit:
+    """Behind a statement's last line: `import torch  # why`; within it if more follows there."""
     source = module.source
-    line = source.line_of(module.span(node).end)
+    end = module.span(node).end
+    line = source.line_of(end)
     stop = source.starts[line] if line < len(source.starts) else len(source.utf8)
-    begin = source.starts[line - 1]
-    end = begin + len(source.utf8[begin:stop].rstrip(b"\r\n"))
-    if end == stop:  # the last line, without an end
-        return _before(module, source.starts[source.line_of(module.span(node).start) - 1], text)
-    # The line end is replaced, since an empty span would touch the edits beside it.
-    return Edit(Span(end, stop), (source.newline + text, Span(end, stop)))
+    rest = source.utf8[end:stop]
+    if _goes_on(rest):
+        return Edit(Span(end, end), ("".join(f"; {text}" for text in lines),))
+    text = source.newline.join(lines)
+    if rest.endswith((b"\n", b"\r")):
+        text += source.newline
+    else:  # the last line, without an end
+        text = source.newline + text
+    # Beside the edits of the lines around it, so that it stays if one of them is taken away.
+    return Edit(Span(stop, stop), (text,))
 
 
-def _before(module: Module, position: int, text: str) -> Edit:
-    return Edit(Span(position, position), (text + module.source.newline,))
+def _goes_on(rest: bytes) -> bool:
+    """Whether more than a comment stands behind a statement, by the rest of its line."""
+    code = rest.strip()
+    behind = code.removeprefix(b";").strip()
+    return code[:1] in (b";", b"\\") and behind != b"" and not behind.startswith(b"#")
 
 
-def _first(module: Module) -> int:
-    """The line of the first statement: behind `#!`, the coding line and a licence."""
+def _before(module: Module, lines: list[str]) -> Edit:
+    """Before the first statement: behind `#!`, the coding line and a licence."""
+    text = "".join(line + module.source.newline for line in lines)
     if not module.tree.body:
-        return len(module.source.utf8)
-    first = module.tree.body[0]
-    decorators = getattr(first, "decorator_list", [])
-    start = min(module.span(node).start for node in [first, *decorators])
-    return module.source.starts[module.source.line_of(start) - 1]
+        position = len(module.source.utf8)
+    else:
+        first = module.tree.body[0]
+        decorators = getattr(first, "decorator_list", [])
+        start = min(module.span(node).start for node in [first, *decorators])
+        position = module.source.starts[module.source.line_of(start) - 1]
+    return Edit(Span(position, position), (text,))

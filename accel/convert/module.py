@@ -10,6 +10,7 @@ from typing import TypeVar, cast
 
 from accel.convert.finding import Action, Edit, Effort, Finding, Parts, Span
 from accel.convert.fstrings import NEEDED, fix_positions
+from accel.convert.naming import library_name
 from accel.convert.options import Options
 from accel.convert.project import Project
 from accel.convert.scopes import FUNCTIONS, Binding, Scope, Walk
@@ -49,9 +50,8 @@ class Module:
         self.options = options
         self.project = project or Project()
         try:
-            self.tree = ast.parse(
-                source.utf8.decode("utf-8")
-            )  # as text: a coding line counts no more
+            # As text, where a coding line counts no more.
+            self.tree = ast.parse(source.utf8.decode("utf-8"))
         except (ValueError, RecursionError, MemoryError) as error:  # NUL bytes, depth
             raise SyntaxError(f"cannot be parsed: {error}") from error
         self.vendor: Vendor = vendor_of(options.source)
@@ -238,11 +238,7 @@ class Module:
     @cached_property
     def library_name(self) -> str:
         """What this library is called in the output: `accel`, unless the file uses that name."""
-        taken = {name for scope in self.walk.scopes.values() for name in scope.names}
-        binding = self.walk.module.names.get("accel")
-        if "accel" not in taken or (binding and set(binding.imports) == {"accel"}):
-            return "accel"
-        return "accel_torch"
+        return library_name(self.walk, self.project.names)
 
     # --- findings ------------------------------------------------------------------------------
 

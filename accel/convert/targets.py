@@ -39,6 +39,7 @@ class Target:
         imports: What the output must import.
         warnings: By function: what the target's spelling does differently, e.g. raises on a CPU.
         calls: Templates by function and number of arguments (-1: any), for what is no plain call.
+        classes: The module with tensor classes of the names that torch.cuda's have; "" if none.
     """
 
     name: TargetName
@@ -47,6 +48,7 @@ class Target:
     imports: frozenset[str]
     warnings: Mapping[str, str]
     calls: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    classes: str = ""
 
     def function(self, name: str) -> str | None:
         """The expression for one of accel's flat functions; None if the target has none."""
@@ -82,6 +84,10 @@ class Target:
             return "accel", function.rpartition(".")[2]
         module, _, leaf = function.rpartition(".")
         return module, leaf
+
+    def tensor_class(self, name: str) -> str | None:
+        """The class for a dotted name as `torch.cuda.FloatTensor`; None if the target has none."""
+        return f"{self.classes}.{name.rpartition('.')[2]}" if self.classes else None
 
     def caution(self, text: str) -> str:
         """What is to be said of a replacement's text: the warning of the first function in it."""
@@ -153,5 +159,6 @@ def target_of(name: TargetName, library: str) -> Target:
         return Target("accel", library, {}, frozenset({"accel"}), {})
     table = targets_torch if name == "torch" else targets_npu
     return Target(
-        name, library, table.SPELLINGS, frozenset(table.IMPORTS), table.WARNINGS, table.CALLS
-    )
+        name, library, table.SPELLINGS, frozenset(table.IMPORTS), table.WARNINGS, table.CALLS,
+        table.CLASSES,
+    )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 IMPORTS = ("torch_npu",)
+CLASSES = "torch.npu"  # FloatTensor and its like
 
 # Names that torch.npu shares with accel's flat functions.
 _SAME = (
@@ -56,6 +57,7 @@ CALLS: dict[str, dict[int, str]] = {
         1: 'torch.random.fork_rng({0}, device_type="npu")',
     },
     "generator": {0: 'torch.Generator("npu")', 1: 'torch.Generator(torch.device("npu", {0}))'},
+    "annotate": {1: "torch.npu.mstx.annotate({0})"},
     "default_generators": {0: "torch.npu.default_generators"},
 }
 

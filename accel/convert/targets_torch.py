@@ -7,6 +7,7 @@ each such function has a warning, which the finding carries.
 from __future__ import annotations
 
 IMPORTS = ("torch",)
+CLASSES = ""  # torch.FloatTensor and its like are the CPU's
 
 _HERE = "torch.accelerator.current_accelerator()"
 _TYPE = f'str({_HERE} or "cpu")'

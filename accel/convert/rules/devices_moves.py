@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from typing import cast
 
 from accel.convert.finding import Edit, Finding, Span
 from accel.convert.flow import is_device
@@ -25,6 +26,7 @@ from accel.convert.rules.devices_spelling import (
     place_of,
 )
 from accel.convert.rules.devices_spelling import call as device_of_place
+from accel.convert.rules.devices_storages import may_be_storage
 
 RULES = (
     Rule(
@@ -33,7 +35,8 @@ RULES = (
         title="Tensor.cuda() and Module.cuda()",
         why="It moves to NVIDIA devices only. `.to(accel.device(...))` moves to the device that "
         "is there, the same one on CUDA; without a number to the current one, as before. "
-        "`non_blocking` and `memory_format` keep their meaning.",
+        "`non_blocking` and `memory_format` keep their meaning. A storage, and what a function for "
+        "`map_location` is given, takes the device by its name only: `.to(device=...)`.",
         ascend="`.to('npu:0')` is what torch_npu's own `.npu(0)` does.",
         action="convert",
         effort="auto",
@@ -63,6 +66,13 @@ RULES = (
                 "images = [im.to(accel.device()) for im in batch]\n"
                 "loss = (a + b).to(  # where it is needed\n    accel.device(rank),\n    )\n",
             ),
+            Example(
+                before="import torch\n\nload = reader(lambda s, loc: s.cuda())\n"
+                "s = x.untyped_storage().cuda(1)\n",
+                after="import torch\nimport accel\n\n"
+                "load = reader(lambda s, loc: s.to(device=accel.device()))\n"
+                "s = x.untyped_storage().to(device=accel.device(1))\n",
+            ),
         ),
         kept=(
             "import torch\n\nclass Remote:\n    def cuda(self):\n        return 1\n\n"
@@ -76,8 +86,6 @@ RULES = (
             "import backends\n\nbackends.cuda()\n",
             "import torch\n\nname = 'x'\nname.cuda()\n",
             "import torch\n\ny = torch.Tensor.cuda(x)\n",
-            "import torch\n\ns = x.untyped_storage().cuda()\n",
-            "import torch\n\ndef place(storage, location):\n    return storage.cuda(0)\n",
             "import torch\nfrom lib import utils\n\nbatch = utils.cuda(batch)\n",
             "import torch\n\nys = list(map(torch.Tensor.cuda, xs))\n",
             "import torch\n\nclass Net(torch.nn.Module):\n    def fast(self):\n"
@@ -197,20 +205,12 @@ def _refusal(module: Module, receiver: ast.expr) -> str:
         return "" if is_torch_class(module, own) is not False else f"{own.name} is no module."
     if isinstance(receiver, ast.Call) and module.qualified(receiver.func) == "builtins.super":
         return "The class has a cuda() of its own."
-    if _is_storage(receiver):
-        return "A storage takes no device by place in to()."
     known = is_tensor_or_module(module, receiver)
     if known is False:
         return "It is called on what is no tensor and no module."
     if known is None and module.vendor.own("cuda") in module.project.methods:
         return "Classes of this program have a cuda() of their own, and this may be one."
     return ""
-
-
-def _is_storage(node: ast.expr) -> bool:
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-        return node.func.attr in ("storage", "untyped_storage", "typed_storage")
-    return isinstance(node, ast.Name) and node.id == "storage"
 
 
 def _is_unbound(module: Module, receiver: ast.expr) -> bool:
@@ -254,24 +254,45 @@ def _edits(module: Module, call: ast.Call) -> list[Edit] | None:
     place = call.args[0] if call.args else None
     if "device" in words:
         place = words["device"].value
-    edits = _at_current(module, call) if place is None else _wrap(module, place)
+    func = cast("ast.Attribute", call.func)
+    prefix = "device=" if may_be_storage(module, func.value) else ""
+    edits = _at_current(module, call, prefix) if place is None else _wrap(module, place)
     if edits is None:
         return None
-    for argument, word in zip(call.args[1:], ("non_blocking", "memory_format"), strict=False):
-        start = module.span(argument).start
-        edits.append(Edit(Span(start, start), (f"{word}=",)))
+    named = [*zip(call.args[1:], ("non_blocking=", "memory_format="), strict=False)]
+    if prefix and call.args:
+        named.append((call.args[0], prefix))
+    for argument, word in named:
+        at = _before(module, call, argument)
+        if at is None:
+            return None
+        edits.append(Edit(Span(at, at), (word,)))
     return edits
 
 
-def _at_current(module: Module, call: ast.Call) -> list[Edit] | None:
+def _before(module: Module, call: ast.Call, argument: ast.expr) -> int | None:
+    """The byte before an argument and the parentheses around it; None behind an odd comment."""
+    index = call.args.index(argument)
+    last = module.span(call.args[index - 1] if index else call.func).end
+    at, text = module.span(argument).start, module.source.utf8
+    opening = text[last:at].count(b"(") - (0 if index else 1)
+    if opening and b"#" in text[last:at]:
+        return None
+    for _ in range(opening):
+        at = text.rindex(b"(", last, at)
+    return at
+
+
+def _at_current(module: Module, call: ast.Call, prefix: str) -> list[Edit] | None:
     """The current device as a first argument."""
     parts = module.target.call("device")
     if parts is None:
         return None
+    pieces = (prefix, *_pieces(module, parts)) if prefix else _pieces(module, parts)
     if call.keywords:
         start = module.span(call.keywords[0]).start
-        return [Edit(Span(start, start), (*_pieces(module, parts), ", "))]
-    return [Edit(_between(module, call), _pieces(module, parts))]
+        return [Edit(Span(start, start), (*pieces, ", "))]
+    return [Edit(_between(module, call), pieces)]
 
 
 def _wrap(module: Module, place: ast.expr) -> list[Edit] | None:

@@ -9,6 +9,7 @@ from accel.convert.finding import Finding
 from accel.convert.module import Module
 from accel.convert.rules import functions_calls as calls
 from accel.convert.rules import functions_imports, guards_available
+from accel.convert.rules.functions_guards import chooses_module, is_alias_of_one
 from accel.convert.rules.functions_plan import is_moved
 from accel.convert.rules.functions_rules import RULES as RULES
 from accel.convert.rules.functions_table import MODULES, Known, lookup
@@ -37,6 +38,10 @@ def _use(module: Module, node: ast.expr, known: Known) -> Finding | None:
     """A known name: converted, or flagged with the reason why not."""
     if guards_available.is_kept(module, node):
         return None  # another family says why
+    if chooses_module(module, node):
+        return module.keep(
+            node, "ACC025", "It chooses whether torch.cuda is the value; elsewhere it must not be."
+        )
     spelled = spell(module, node, known)
     if isinstance(spelled, Refusal):
         place = _whole(module, node) if known.kind == "none" else node
@@ -135,7 +140,7 @@ def _module_value(module: Module, node: ast.expr, name: str, is_bound: bool) -> 
         return
     if isinstance(parent, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and parent.value is node:
         targets = parent.targets if isinstance(parent, ast.Assign) else [parent.target]
-        if all(isinstance(target, ast.Name) and _is_alias(module, target) for target in targets):
+        if all(isinstance(t, ast.Name) and is_alias_of_one(module, t) for t in targets):
             yield module.keep(
                 node, "ACC025", f"Only a name for {name}; what is used of it is converted there."
             )
@@ -147,16 +152,6 @@ def _module_value(module: Module, node: ast.expr, name: str, is_bound: bool) -> 
         "Pass the functions that are needed, or torch.get_device_module(accel.device()).",
         subject=name,
     )  # fmt: skip
-
-
-def _is_alias(module: Module, target: ast.Name) -> bool:
-    binding = module.scope(target).find(target.id)
-    return (
-        binding is not None
-        and len(binding.values) == 1
-        and not (binding.is_opaque or binding.parameter or binding.definitions or binding.imports)
-        and not isinstance(binding.scope.node, ast.ClassDef)
-    )
 
 
 def _is_dynamic(parent: ast.AST) -> bool:

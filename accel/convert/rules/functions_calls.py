@@ -28,7 +28,9 @@ def torch_name(module: Module, node: ast.AST) -> str | None:
         return root.id
     for scope in module.scopes_out(node):
         for name, binding in scope.names.items():
-            if set(binding.imports) == {"torch"} and not (binding.values or binding.is_opaque):
+            is_torch = set(binding.imports) == {"torch"}
+            is_late = name != "torch" and _is_imported_behind(module, node, scope, name)
+            if is_torch and not (is_late or binding.values or binding.is_opaque):
                 return name
     free = all("torch" not in scope.names for scope in module.scopes_out(node))
     return "torch" if free else None
@@ -36,8 +38,19 @@ def torch_name(module: Module, node: ast.AST) -> str | None:
 
 def needs_torch(module: Module, node: ast.AST, spelled: str) -> frozenset[str]:
     """The imports that a use of `torch_name`'s answer needs: none where a scope binds it."""
-    bound = any(spelled in scope.names for scope in module.scopes_out(node))
-    return frozenset() if bound else frozenset({"torch"})
+    for scope in module.scopes_out(node):
+        if spelled in scope.names:
+            is_late = _is_imported_behind(module, node, scope, spelled)
+            return frozenset({"torch"}) if is_late else frozenset()
+    return frozenset({"torch"})
+
+
+def _is_imported_behind(module: Module, node: ast.AST, scope: Scope, name: str) -> bool:
+    """Whether a file's only imports of torch come behind what its own level does with it."""
+    nodes = scope.names[name].import_nodes
+    if scope.parent is not None or not nodes or module.function_of(node) is not None:
+        return False
+    return all(module.span(other).start > module.span(node).start for other in nodes)
 
 
 def scopes(module: Module) -> list[Scope]:

@@ -7,7 +7,6 @@ import re
 from typing import NamedTuple
 
 from accel.convert.finding import Edit, Span
-from accel.convert.importing import replacing_line
 from accel.convert.module import Module
 from accel.convert.rules import functions_calls as calls
 
@@ -19,12 +18,6 @@ class Move(NamedTuple):
 
     home: str
     name: str
-
-
-def line_away(module: Module, node: ast.stmt) -> Edit | None:
-    """The edit that takes an import's line away; ours may take its place."""
-    edit = calls.without_line(module, node)
-    return replacing_line(module, node, edit) if edit is not None else None
 
 
 def in_place(

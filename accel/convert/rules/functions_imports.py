@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from accel.convert.finding import Finding
 from accel.convert.module import Module
 from accel.convert.rules.functions_amp import GENERIC
-from accel.convert.rules.functions_modules import WORKS, is_cuda, plain
+from accel.convert.rules.functions_guards import is_of_two
+from accel.convert.rules.functions_modules import WORKS, is_cuda, plain, said_of_two
 from accel.convert.rules.functions_plan import full_name, plan
 from accel.convert.rules.functions_table import MODULES, lookup
 
@@ -80,6 +81,8 @@ def _unmoved(module: Module, node: ast.ImportFrom) -> Finding:
     for alias in node.names:
         name = full_name(module, node, alias)
         known = lookup(name)
+        if is_of_two(module, node, alias):
+            return said_of_two(module, node, alias, name)
         if known is not None and known.kind == "none":
             return module.flag(node, known.rule, known.message, known.advice, subject=name)
     return module.keep(node, "ACC022", f"Importing from {node.module} is no use of CUDA: {WORKS}.")

@@ -6,13 +6,14 @@ import ast
 
 from accel.convert.module import Module
 from accel.convert.rules import guards_available
+from accel.convert.rules.functions_guards import chooses_module
 from accel.convert.rules.functions_table import lookup
 from accel.convert.rules.functions_uses import Refusal, chain, spell
 
 
 def is_kept(module: Module, node: ast.AST) -> bool:
     """Whether a use stays: as a guard, by a comment, or because its rule is switched off."""
-    if guards_available.is_kept(module, node):
+    if guards_available.is_kept(module, node) or chooses_module(module, node):
         return True
     if has_keep_comment(module, node):
         return True

@@ -6,7 +6,8 @@ import ast
 
 from accel.convert.finding import Finding
 from accel.convert.module import Module
-from accel.convert.rules.functions_edits import line_away
+from accel.convert.rules.functions_calls import without_line
+from accel.convert.rules.functions_guards import is_of_two
 from accel.convert.rules.functions_kept import is_exported, is_taken
 from accel.convert.scopes import Binding
 
@@ -24,16 +25,32 @@ def plain(module: Module, node: ast.Import) -> Finding:
     if len(node.names) != 1:
         return kept
     alias = node.names[0]
+    if is_of_two(module, node, alias):
+        return said_of_two(module, node, alias, alias.name)
     binding = module.scope(node).find(alias.asname or alias.name.partition(".")[0])
     if binding is None or is_exported(module, binding.name):
         return kept
     if not _is_left(module, binding, alias):
         return kept
-    edit = line_away(module, node)
+    edit = without_line(module, node)
     if edit is None:
         return kept
     message = f"Nothing uses {alias.asname or alias.name} any more."
     return module.edit(node, "ACC022", message, edit, imports=frozenset())
+
+
+def said_of_two(
+    module: Module, node: ast.Import | ast.ImportFrom, alias: ast.alias, name: str
+) -> Finding:
+    """What is said of a name that is torch.cuda's in one branch only."""
+    return module.flag(
+        node,
+        "ACC025",
+        f"{alias.asname or alias.name} is {name} here and something else in another branch; "
+        "what is used of it cannot be told.",
+        "Use what torch has for every device, with a device and a dtype, in place of both.",
+        subject=name,
+    )
 
 
 def _is_left(module: Module, binding: Binding, alias: ast.alias) -> bool:

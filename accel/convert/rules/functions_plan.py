@@ -10,7 +10,8 @@ from accel.convert.finding import Edit
 from accel.convert.module import Module
 from accel.convert.rules.functions_amp import GENERIC, Generic
 from accel.convert.rules.functions_amp import use as amp_use
-from accel.convert.rules.functions_edits import Move, in_place, line_away
+from accel.convert.rules.functions_calls import without_line
+from accel.convert.rules.functions_edits import Move, in_place
 from accel.convert.rules.functions_kept import has_keep_comment, is_exported, is_kept, is_taken
 from accel.convert.rules.functions_table import MODULES, Known, lookup
 from accel.convert.rules.functions_uses import Refusal, spell
@@ -54,7 +55,7 @@ def _plan(module: Module, node: ast.ImportFrom) -> Plan:
     if not moves and not dropped:
         return Plan({}, [], [], home)
     if len(dropped) == len(node.names):
-        edit = line_away(module, node)
+        edit = without_line(module, node)
         return Plan({}, dropped, [edit] if edit else [], "" if edit else home)
     if len(moves) + len(dropped) == len(node.names):
         home = next(iter(moves.values())).home

@@ -180,7 +180,8 @@ RULES = (
         name="torch-cuda-as-value",
         title="The module torch.cuda as a value",
         why="Where a local name stands for torch.cuda, its uses are converted. Where the module is "
-        "passed on, what is used of it cannot be told.",
+        "passed on, what is used of it cannot be told; a test for CUDA that only decides on that "
+        "stays with it.",
         ascend="torch.get_device_module() is the module of the device that is here.",
         action="flag",
         effort="review",
@@ -195,6 +196,10 @@ RULES = (
             "import torch\n\nclass A:\n    api = torch.cuda\n\n    def f(self):\n"
             "        self.api.synchronize()\n",
             "import torch\n\nreturned = [torch.cuda]\nreturned[0].synchronize()\n",
+            "import torch\n\nT = torch.cuda if torch.cuda.is_available() else torch\n"
+            "x = T.FloatTensor(2)\n",
+            "import torch\n\nif not torch.cuda.is_available():\n    import torch as th\nelse:\n"
+            "    import torch.cuda as th\nx = th.FloatTensor(2)\n",
         ),
     ),
     Rule(

@@ -66,6 +66,9 @@ def spell(module: Module, node: ast.expr, known: Known) -> Spelling | Refusal:
         )
     if known.kind == "type" and is_default(module, node):
         return default_refusal(known.dtype)
+    exact = module.target.tensor_class(name) if known.kind == "type" else None
+    if exact is not None:
+        return Spelling(exact, module.target.imports)
     if is_type(module, node):
         return _as_type(module, node, known, name)
     if known.kind in ("torch", "type"):

@@ -9,7 +9,14 @@ from weakref import WeakKeyDictionary
 from accel.convert.finding import Finding
 from accel.convert.module import Module
 from accel.convert.rule import Example, Rule
-from accel.convert.rules.guards_content import GUARDS, asks_for_cuda, content, only_switches
+from accel.convert.rules.guards_content import (
+    GUARDS,
+    asks_for_cuda,
+    content,
+    guarded,
+    only_switches,
+)
+from accel.convert.rules.guards_counts import decides
 
 _T = "import torch\n"
 RULES = (
@@ -20,7 +27,9 @@ RULES = (
         why="A guard before DataParallel, a custom kernel or nvidia-smi asks for CUDA and not "
         "for any device: turned into a general question it would lead another device into a path "
         "that it cannot take. It stays, and so does the number of CUDA devices that is asked "
-        "before DataParallel: the other branch is taken there.",
+        "before DataParallel, also where a variable holds it: it is 0 there, and the other branch "
+        "is taken. Where the number serves for more than that, it is converted, and the condition "
+        "is flagged.",
         ascend="See that the other branch moves the model to the device.",
         action="flag",
         effort="review",
@@ -36,6 +45,13 @@ RULES = (
                 "    if torch.cuda.device_count() > 1:\n"
                 "        net = torch.nn.DataParallel(net)\n    net = net.to(accel.device())\n",
             ),
+            Example(
+                _T + "\nchips = torch.cuda.device_count()\nfast = torch.cuda.is_available()\n"
+                "size = 8 * max(1, chips)\nif chips > 1:\n    net = torch.nn.DataParallel(net)\n",
+                _T + "import accel\n\nchips = torch.cuda.device_count()\n"
+                "fast = accel.is_available()\nsize = 8 * max(1, chips)\nif chips > 1:\n"
+                "    net = torch.nn.DataParallel(net)\n",
+            ),
         ),
         kept=(
             _T + "import subprocess\n\nif torch.cuda.is_available():\n"
@@ -44,6 +60,16 @@ RULES = (
             _T + "\nif torch.cuda.is_available():\n    import bitsandbytes as bnb\n",
             _T + "\nif torch.cuda.is_available() and flag:\n    from nms import nms_cuda_kernel\n",
             _T + "\nif torch.cuda.is_available():\n    import apex\nelse:\n    apex = None\n",
+            _T + "\nargs.n_gpu = torch.cuda.device_count()\nprint(args.n_gpu)\n\n"
+            "def wrap(args, net):\n"
+            "    return torch.nn.DataParallel(net) if args.n_gpu > 1 else net\n",
+            _T + "\nclass Run:\n    def __init__(self):\n"
+            "        self.n = torch.cuda.device_count()\n\n"
+            "    def wrap(self, net):\n        if self.n >= 2:\n"
+            "            net = torch.nn.DataParallel(net, list(range(self.n)))\n"
+            "        return net\n",
+            _T + "\nmany = torch.cuda.device_count() > 1\nif many:\n"
+            "    net = torch.nn.DataParallel(net)\nloss = loss.mean() if many else loss\n",
             _T + "\nif torch.cuda.is_available():\n    torch.backends.cudnn.benchmark = True\n",
         ),
     ),
@@ -85,6 +111,8 @@ def _remembered(module: Module, call: ast.Call, findings: dict[ast.AST, Finding]
 
     Where it serves that among other things, each such use is a finding of its own.
     """
+    if module.qualified(call.func) == "torch.cuda.device_count":
+        return _counted(module, call, findings)
     uses = _uses(module, call)
     only = {use: what for use in uses if (what := _behind(module, use))}
     if only and len(only) == len(uses):
@@ -92,6 +120,27 @@ def _remembered(module: Module, call: ast.Call, findings: dict[ast.AST, Finding]
         return True
     for use, what in only.items():
         findings.setdefault(use, _flag(module, use, what))
+    return False
+
+
+def _counted(module: Module, call: ast.Call, findings: dict[ast.AST, Finding]) -> bool:
+    """The same of a number of devices, which may be compared far from where it is asked."""
+    decision = decides(module, call)
+    if not decision.guards:
+        return False
+    node, what = next(iter(decision.guards.items()))
+    if decision.is_all:
+        line = module.source.line_of(module.span(node).start)
+        findings[call] = module.flag(
+            call.func,
+            "ACC030",
+            f"On line {line} it decides on {what}: on other devices the number stays 0.",
+            "One process a device is the way to several of them: see ACC094.",
+        )
+        return True
+    for node, what in decision.guards.items():
+        place = node.test if isinstance(node, (ast.If, ast.IfExp)) else node
+        findings.setdefault(place, _flag(module, place, what))
     return False
 
 
@@ -137,16 +186,3 @@ def _flag(module: Module, node: ast.AST, what: str) -> Finding:
         f"It guards {what}: another device must not take this branch.",
         "See what other devices do here; write a branch for them if the other one does not serve.",
     )
-
-
-def guarded(module: Module, test: ast.expr) -> list[ast.AST] | None:
-    """What runs if an expression, alone or among others, is true; None if it is no guard."""
-    node: ast.AST = test
-    parent = module.parent(node)
-    while isinstance(parent, (ast.BoolOp, ast.Compare)):
-        node, parent = parent, module.parent(parent)
-    if isinstance(parent, ast.If) and parent.test is node:
-        return list(parent.body)
-    if isinstance(parent, ast.IfExp) and parent.test is node:
-        return [parent.body]
-    return None

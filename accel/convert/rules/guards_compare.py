@@ -17,9 +17,8 @@ from accel.convert.rules.devices_spelling import (
     names_choice,
     place_of,
 )
-from accel.convert.rules.guards_available import guarded
 from accel.convert.rules.guards_branches import other_branches
-from accel.convert.rules.guards_content import Content, content
+from accel.convert.rules.guards_content import Content, content, guarded
 from accel.convert.rules.guards_rules import RULES as RULES
 
 _ACCELERATORS = frozenset(

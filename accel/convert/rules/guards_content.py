@@ -174,3 +174,16 @@ def _is_extension(name: str) -> bool:
             name,
         )
     )
+
+
+def guarded(module: Module, test: ast.expr) -> list[ast.AST] | None:
+    """What runs if an expression, alone or among others, is true; None if it is no guard."""
+    node: ast.AST = test
+    parent = module.parent(node)
+    while isinstance(parent, (ast.BoolOp, ast.Compare)):
+        node, parent = parent, module.parent(parent)
+    if isinstance(parent, ast.If) and parent.test is node:
+        return list(parent.body)
+    if isinstance(parent, ast.IfExp) and parent.test is node:
+        return [parent.body]
+    return None

@@ -11,9 +11,8 @@ from accel.convert.flow import instance_class
 from accel.convert.module import Module
 from accel.convert.rule import Example, Rule
 from accel.convert.rules.devices_spelling import converted
-from accel.convert.rules.guards_available import guarded
 from accel.convert.rules.guards_branches import other_branches
-from accel.convert.rules.guards_content import calls_extension, content
+from accel.convert.rules.guards_content import calls_extension, content, guarded
 
 _T = "import torch\n"
 _A = "import torch\nimport accel\n"

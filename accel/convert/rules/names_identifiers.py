@@ -23,6 +23,8 @@ _CONTAINERS = frozenset({
     "builtins", "argparse", "types", "easydict", "yacs", "omegaconf", "ml_collections", "addict",
     "box", "attrdict", "munch", "dataclasses", "optparse", "simple_parsing",
 })  # fmt: skip
+# What torch's own tree has in C++ only.
+_COMPILED = ("torch._C.", "torch.ops.")
 
 
 class Identifiers:
@@ -113,6 +115,8 @@ class Identifiers:
         if isinstance(node.ctx, ast.Store):
             return Verdict(OWN_ATTRIBUTE, f"this line sets the attribute {node.attr} itself")
         owner = qualified.rpartition(".")[0]
+        if self._known.holds_torch and f"{owner}.".startswith(_COMPILED):
+            return Verdict(MODULE, f"{node.attr} is of torch's compiled part, which goes with it")
         level = len(owner) - len(owner.lstrip("."))
         in_tree = level > 0 or self._known.has_prefix(owner)
         if in_tree:

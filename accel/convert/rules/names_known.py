@@ -21,8 +21,13 @@ TORCHS = frozenset({
 # Functions whose keywords become keys or attributes of what they return.
 MAPPINGS = frozenset({
     "dict", "OrderedDict", "Namespace", "SimpleNamespace", "EasyDict", "edict", "ConfigDict",
-    "AttrDict", "CfgNode", "CN", "Box", "Munch",
+    "AttrDict", "HParams", "CfgNode", "CN", "Box", "Munch",
 })  # fmt: skip
+# Calls that give an object an attribute: the place of its name among the arguments.
+_GIVEN = {
+    "register_buffer": 0, "register_parameter": 0, "register_module": 0, "add_module": 0,
+    "setattr": 1,
+}  # fmt: skip
 
 
 class Known:
@@ -43,6 +48,11 @@ class Known:
         names |= {name for name, bound in module.walk.module.names.items() if not bound.imports}
         for owner in module.all(ast.ClassDef):
             names |= set(module.walk.scopes[owner].names)
+        for call in module.all(ast.Call):
+            place = _GIVEN.get(called(call))
+            given = call.args[place] if place is not None and len(call.args) > place else None
+            if isinstance(given, ast.Constant) and isinstance(given.value, str):
+                names.add(given.value)
         return frozenset(names)
 
     @cached_property

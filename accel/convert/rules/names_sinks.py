@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
+from collections.abc import Iterator
+from functools import cached_property
 from typing import Literal
 
 from accel.convert.module import Module
@@ -10,7 +13,7 @@ from accel.convert.project import OPTION_MAKERS
 
 Sink = Literal[
     "docstring", "message", "help", "option", "key", "attribute", "export", "annotation",
-    "command", "default", "comparison", "unknown",
+    "command", "default", "comparison", "path", "table", "list", "error", "unknown",
 ]  # fmt: skip
 
 _DEEPEST = 3  # variables that are followed from where they are assigned to where they are read
@@ -45,6 +48,18 @@ _GATHERERS = frozenset({
     "format", "join", "dedent", "indent", "cleandoc", "fill", "str", "colorstr", "colored",
     "append", "extend", "style",
 })  # fmt: skip
+_SEARCHES = frozenset(
+    {"startswith", "endswith", "find", "rfind", "index", "count", "search", "match", "fullmatch"}
+)
+# Functions that make files and folders, whose names these arguments are part of.
+_FILES = frozenset({"mkdtemp", "mkstemp", "TemporaryDirectory", "NamedTemporaryFile", "mktemp"})
+_PARTS = frozenset({"prefix", "suffix"})
+_TABLE = 40  # strings: a list of so many is a vocabulary, and none of them a choice
+# What a list of the names of layers, keys or columns to treat differently is called.
+_LISTS = re.compile(
+    r"(?:ignored?|excluded?|skip(?:ped)?|frozen|freeze|drop(?:ped)?)_"
+    r"(?:layers|keys|names|columns|fields|modules|params|parameters|buffers|weights|attributes)"
+)
 _BY_NAME = frozenset({"getattr", "hasattr", "setattr", "delattr", "attrgetter"})
 _BY_KEY = frozenset({"get", "pop", "setdefault", "has_key", "__getitem__", "move_to_end"})
 
@@ -57,7 +72,18 @@ class Sinks:
 
     def of(self, node: ast.expr) -> Sink:
         """Where a literal goes; `unknown` where that cannot be told or is not one of these."""
-        return self._of(node, 0)
+        return "table" if node in self._tabled else self._of(node, 0)
+
+    @cached_property
+    def _tabled(self) -> frozenset[ast.AST]:
+        """The strings of long tables."""
+        found: set[ast.AST] = set()
+        for table in self._module.all(ast.List, ast.Tuple, ast.Set, ast.Dict):
+            if len(_entries(table)) >= _TABLE:
+                texts = [node for node in _flat(table) if isinstance(node, ast.Constant)]
+                if all(isinstance(text.value, str) for text in texts):
+                    found.update(texts)
+        return frozenset(found)
 
     def _of(self, node: ast.AST, depth: int) -> Sink:
         child = node
@@ -128,6 +154,9 @@ class Sinks:
         if child is getattr(parent, "annotation", None):
             return "annotation"
         targets = parent.targets if isinstance(parent, ast.Assign) else [parent.target]  # type: ignore[attr-defined]
+        word = getattr(targets[0], "id", "") or getattr(targets[0], "attr", "")
+        if _LISTS.fullmatch(word):
+            return "list"
         if len(targets) != 1 or not isinstance(targets[0], ast.Name):
             return "unknown"
         if targets[0].id == "__all__":
@@ -150,6 +179,10 @@ class Sinks:
     def _keyword(self, keyword: ast.keyword, depth: int) -> Sink | Literal["through"]:
         call = self._module.parent(keyword)
         name = called(call)
+        if name in _FILES and keyword.arg in _PARTS:
+            return "path"
+        if name not in OPTION_MAKERS and _LISTS.fullmatch(keyword.arg or ""):
+            return "list"
         if keyword.arg in _HELP:
             return "help"
         if keyword.arg in _MESSAGES:
@@ -175,6 +208,10 @@ class Sinks:
         if name in OPTION_MAKERS:
             return "option"
         position = call.args.index(child) if child in call.args else -1
+        if name in _SEARCHES and any(self._is_error(one) for one in (call.func, *call.args)):
+            return "error"
+        if name in _FILES and position in (0, 1):
+            return "path"
         if name in _BY_NAME and call.args and self._is_torchs(call.args[0]):
             return "unknown"
         if name in _BY_NAME:
@@ -189,10 +226,27 @@ class Sinks:
         return "unknown"
 
     def _compared(self, child: ast.AST, parent: ast.Compare) -> Sink:
+        if any(self._is_error(side) for side in (parent.left, *parent.comparators)):
+            return "error"
         membership = len(parent.ops) == 1 and isinstance(parent.ops[0], (ast.In, ast.NotIn))
         if membership and child is parent.left:
             return "key" if _is_mapping_like(parent.comparators[0]) else "comparison"
         return "comparison"
+
+    def _is_error(self, node: ast.expr) -> bool:
+        """Whether an expression is the text of an exception that is caught here."""
+        node = self._module.value_of(node)
+        while isinstance(node, (ast.Call, ast.Attribute, ast.Subscript)):
+            if isinstance(node, ast.Call) and called(node) in ("str", "repr") and node.args:
+                node = node.args[0]
+            elif isinstance(node, ast.Call):
+                node = node.func
+            else:
+                node = node.value
+        return isinstance(node, ast.Name) and any(
+            isinstance(outer, ast.ExceptHandler) and outer.name == node.id
+            for outer in self._module.ancestors(node)
+        )
 
 
 _THROUGH = (
@@ -212,7 +266,21 @@ def called(node: ast.AST) -> str:
 
 
 def _prints(name: str) -> bool:
-    return name in _PRINTERS or name.endswith(_TELLING)
+    return name in _PRINTERS or name.startswith("print") or name.endswith(_TELLING)
+
+
+def _entries(table: ast.AST) -> list[ast.expr]:
+    """The entries of a literal that are text, or tuples and lists of it, by themselves."""
+    values = table.values if isinstance(table, ast.Dict) else getattr(table, "elts", ())
+    return [one for one in values if isinstance(one, (ast.Constant, ast.Tuple, ast.List))]
+
+
+def _flat(node: ast.AST) -> Iterator[ast.AST]:
+    """What a table holds directly: not what its calls and comparisons hold."""
+    for inner in ast.iter_child_nodes(node):
+        yield inner
+        if isinstance(inner, (ast.Tuple, ast.List)):
+            yield from _flat(inner)
 
 
 def _is_text(node: ast.AST) -> bool:

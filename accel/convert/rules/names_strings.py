@@ -44,6 +44,8 @@ _CODE = re.compile(
 )
 # The keys by which torch's dispatcher knows where an operator runs.
 _DISPATCH = re.compile(r"(?:Autograd|Autocast|Sparse|SparseCsr|Quantized|Nested)*CUDA")
+# How errors of CUDA and its libraries begin: programs look for these in messages.
+_FAILURE = re.compile(r"(?:CUDA (?:error|out of memory)|CUDA(?:_ERROR)?: |CU(?:DNN|BLAS)_STATUS_)")
 _WORDS = re.compile(r"[^\W\d_]{2,}")
 
 _REASONS: dict[Sink, Verdict] = {
@@ -54,10 +56,21 @@ _REASONS: dict[Sink, Verdict] = {
     "help": Verdict(TEXT, "a help text or a description of an option"),
     "option": Verdict(OPTION, "the name of a command-line option: it is what users type"),
     "export": Verdict(OWN_NAME, "a name that this file exports"),
+    "path": Verdict(PATH, "part of the name of a file or folder"),
     "annotation": Verdict(
         TEXT, "a type annotation in quotes: it does nothing when the program runs"
     ),
 }
+# As above, unless the text is a device's.
+_NAMES: dict[Sink, Verdict] = {
+    "table": Verdict(KEY, "an entry of a long table of names, none of which chooses a device"),
+    "list": Verdict(KEY, "an entry of a list that names parts of this program"),
+}
+_ERROR = (
+    "a text that is looked for in an error's message: on other devices the message has other words",
+    "Catch the exception's class (torch.OutOfMemoryError for memory), or look for words that have "
+    "no device in them, such as 'out of memory'.",
+)
 _COMMAND = (
     "a command or code in a string, which this converter does not read",
     "Convert it by hand; `npu-smi info` is Ascend's nvidia-smi.",
@@ -78,10 +91,14 @@ class Strings:
         sink = self._sinks.of(node)
         if sink == "command":
             return unknown(*_COMMAND)
+        if sink == "error":
+            return unknown(*_ERROR)
         if sink in _REASONS and not (sink == "option" and _DEVICE.fullmatch(text)):
             return _REASONS[sink]
         if _DEVICE.fullmatch(text.strip()):
             return self._device(text.strip(), sink)
+        if sink in _NAMES and _IDENTIFIER.fullmatch(text):
+            return _NAMES[sink]
         if _KERNEL.search(text):
             return unknown(
                 "a CUDA source, or what is compiled from one",
@@ -153,6 +170,8 @@ class Strings:
 
     def _by_content(self, text: str) -> Verdict:
         stripped = text.strip()
+        if _FAILURE.match(stripped):
+            return unknown(*_ERROR)
         if _DISPATCH.fullmatch(stripped):
             return unknown(
                 f"{stripped!r} may be a key of torch's dispatcher, for operators on CUDA alone",

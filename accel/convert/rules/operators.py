@@ -1,4 +1,4 @@
-"""ACC090 to ACC095: operators and dtypes that the chip's tables rule out, and the like."""
+"""ACC090 to ACC096: operators and dtypes that the chip's tables rule out, and the like."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from accel.convert.finding import Finding
 from accel.convert.module import Module
 from accel.convert.rule import Example, Rule
 from accel.convert.rules import operators_dtypes as dtypes
+from accel.convert.rules import operators_formats as formats
 from accel.convert.rules.operators_table import ELSEWHERE, METHODS, advice_for
 from accel.convert.tables.operators import Row, Support, support
 
@@ -115,6 +116,7 @@ RULES = (
         examples=(_same("import torch\n\nmodel = torch.jit.trace(model, x)\n"),),
         kept=("import torch\n\n\n@torch.jit.ignore\ndef f(x):\n    return x\n",),
     ),
+    *formats.RULES,
 )
 
 _SCRIPTING = {"torch.jit.script", "torch.jit.trace", "torch.jit.trace_module"}
@@ -166,6 +168,7 @@ def _reference(module: Module, table: Support, node: ast.expr) -> Iterator[Findi
     name = module.qualified(node) or ""
     if not name.startswith("torch.") or not _is_used(module, node):
         return
+    yield from formats.reference(module, node, name)
     if name in _PARALLEL or name.endswith(".data_parallel"):
         yield module.flag(
             node, "ACC094", "DataParallel drives several CUDA devices from one process", _RECIPE,

@@ -22,6 +22,10 @@ _CASTS = frozenset({"to", "type"})
 _MOVES = frozenset({"to", "cuda", "npu"})
 # Calls that make a tensor where another one is.
 _INHERITS = ("_like", "new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
+_FACTORIES = frozenset(
+    {"torch.tensor", "torch.as_tensor", "torch.zeros", "torch.ones", "torch.randn", "torch.rand",
+     "torch.empty", "torch.full"}
+)  # fmt: skip
 _REDUCTIONS = frozenset({"sum", "mean", "prod", "cumsum", "cumprod", "nansum", "norm", "softmax"})
 
 
@@ -53,16 +57,16 @@ def on_device(module: Module, call: ast.Call) -> bool:
     """Whether a call with a wide dtype may make its result on a device, as far as it shows."""
     device = next((word.value for word in call.keywords if word.arg == "device"), None)
     if device is not None:
-        return not _is_cpu(module, device)
-    if any(_is_cpu(module, argument) for argument in call.args):
+        return not is_cpu(module, device)
+    if any(is_cpu(module, argument) for argument in call.args):
         return False
     name = _called(call)
     if isinstance(call.func, ast.Attribute) and _is_method(module, call.func):
-        if _from_cpu(module, call.func.value):
+        if from_cpu(module, call.func.value):
             return False
         return name in METHODS or name in _CASTS or name in _REDUCTIONS or _inherits(name)
     if _inherits(name) or name in _REDUCTIONS:
-        return not any(_from_cpu(module, argument) for argument in call.args[:1])
+        return not any(from_cpu(module, argument) for argument in call.args[:1])
     return _is_moved(module, call)
 
 
@@ -101,19 +105,20 @@ def _is_moved(module: Module, call: ast.Call) -> bool:
     if parent.attr == "to" and not arguments:
         return False
     return not any(
-        _is_cpu(module, one) or (module.qualified(one) or "").startswith("torch.")
+        is_cpu(module, one) or (module.qualified(one) or "").startswith("torch.")
         for one in arguments
     )
 
 
-def _is_cpu(module: Module, node: ast.expr) -> bool:
+def is_cpu(module: Module, node: ast.expr) -> bool:
+    """Whether an expression is the CPU by name."""
     node = module.value_of(node)
     if isinstance(node, ast.Call) and module.qualified(node.func) == "torch.device" and node.args:
-        return _is_cpu(module, node.args[0])
+        return is_cpu(module, node.args[0])
     return isinstance(node, ast.Constant) and node.value in ("cpu", "meta")
 
 
-def _from_cpu(module: Module, node: ast.expr) -> bool:
+def from_cpu(module: Module, node: ast.expr) -> bool:
     """Whether an expression is on the host for certain: `x.cpu()`, `torch.from_numpy(a)`."""
     node = module.value_of(node)
     while isinstance(node, (ast.Call, ast.Subscript, ast.Attribute)):
@@ -124,17 +129,16 @@ def _from_cpu(module: Module, node: ast.expr) -> bool:
                 if node.func.attr == "cpu":
                     return True
                 if node.func.attr in _MOVES and node.args:
-                    return any(_is_cpu(module, argument) for argument in node.args)
+                    return any(is_cpu(module, argument) for argument in node.args)
                 if not _is_method(module, node.func):
-                    return _made_on_cpu(module, node)
+                    return made_on_cpu(module, node)
             node = node.func
         else:
             node = node.value
     return False
 
 
-def _made_on_cpu(module: Module, call: ast.Call) -> bool:
+def made_on_cpu(module: Module, call: ast.Call) -> bool:
     """A factory of torch's without a device: its tensor is on the host until it is moved."""
     name = module.qualified(call.func) or ""
-    makes = name in ("torch.tensor", "torch.as_tensor", "torch.zeros", "torch.ones", "torch.randn")
-    return makes and not any(word.arg in ("device", None) for word in call.keywords)
+    return name in _FACTORIES and not any(word.arg in ("device", None) for word in call.keywords)

@@ -9,7 +9,6 @@ import ast
 from collections.abc import Iterator, Sequence
 
 from accel.convert.finding import Edit, Finding, Span
-from accel.convert.importing import replacing_line
 from accel.convert.module import Module
 from accel.convert.rules.reverse_rules import OPERATORS, OTHERS
 from accel.convert.rules.reverse_rules import RULES as RULES
@@ -137,4 +136,4 @@ def _removal(module: Module, node: ast.Import, alias: ast.alias) -> Edit | None:
     if text != module.text(node).strip() or siblings == [node]:
         return Edit(module.span(node), ("pass",))  # beside other statements, or alone in a block
     end = source.starts[line] if line < len(source.starts) else len(source.utf8)
-    return replacing_line(module, node, Edit(Span(source.starts[line - 1], end), ()))
+    return Edit(Span(source.starts[line - 1], end), ())

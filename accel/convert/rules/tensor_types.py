@@ -29,6 +29,8 @@ def find(module: Module) -> Iterator[Finding]:
                 yield _string(module, node, DTYPES[match.group(1)])
     for call in module.all(ast.Call):
         is_test = isinstance(call.func, ast.Name) and call.func.id == "isinstance"
+        if module.target.classes:
+            continue  # a class of the target's own is no CPU tensor's
         if is_test and len(call.args) == 2 and _is_classes(module, call.args[1]):
             yield _isinstance(module, call)
 
@@ -47,6 +49,9 @@ def _string(module: Module, node: ast.Constant, dtype: str) -> Finding:
     sink = _sink(module, node, 0)
     if sink == "listed" and not _is_asked(module):
         sink = "unknown"
+    exact = module.target.tensor_class(str(node.value))
+    if exact is not None and sink != "unknown":
+        return _named(module, node, exact)
     torch, spelled = torch_name(module, node), module.target.function("tensor_type_name")
     what = f"{node.value!r} is what tensor.type() returns on CUDA"
     if sink == "unknown" or torch is None or spelled is None:
@@ -70,6 +75,15 @@ def _string(module: Module, node: ast.Constant, dtype: str) -> Finding:
         node, "ACC046", f"{what}; the name is that of the device which is here.", text,
         imports=imports, effort="review" if sink == "listed" else "auto",
     )  # fmt: skip
+
+
+def _named(module: Module, node: ast.Constant, exact: str) -> Finding:
+    """The name of a class of the target's own, in the quotes that are there."""
+    text, value = module.text(node), str(node.value)
+    new = text.replace(value, exact) if value in text else repr(exact)
+    return module.convert(
+        node, "ACC046", f"{value!r} is what tensor.type() returns on CUDA; {exact!r} there.", new
+    )
 
 
 def _sink(module: Module, node: ast.expr, depth: int) -> Sink:
