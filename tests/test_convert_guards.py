@@ -31,7 +31,16 @@ LINES = {
     "a = 'cuda' not in device": "a = not accel.is_accelerator(device)",
     "a = device.startswith('cuda')": "a = accel.is_accelerator(device)",
     "a = device_type == 'cuda' and b": "a = accel.is_accelerator(device_type) and b",
-    "a = device.type in ['cuda', 'npu']": "a = accel.is_accelerator(device)",
+    "a = device.type in ('cuda',)": "a = accel.is_accelerator(device)",
+    "device_type = cfg.get('t')\na = device_type == 'cuda'": (
+        "a = accel.is_accelerator(str(device_type))"
+    ),
+    "kind = getattr(d, 'type', None)\na = kind == 'cuda'": "a = accel.is_accelerator(str(kind))",
+    "a = getattr(d, 'type') != 'cuda'": "a = not accel.is_accelerator(getattr(d, 'type'))",
+    "d = 'cuda' if ok else 'cpu'\na = d == 'cuda'": "a = accel.is_accelerator(d)",
+    "p.add_argument('--device', choices=['cpu', 'cuda'])\na = args.device == 'cuda'": (
+        "a = accel.is_accelerator(str(args.device))"
+    ),
     "a = device.type not in {'cuda'}": "a = not accel.is_accelerator(device)",
     "a = b.is_cuda and c": "a = accel.on_accelerator(b) and c",
     "a = [t.is_cuda for t in ts]": "a = [accel.on_accelerator(t) for t in ts]",
@@ -52,7 +61,7 @@ def test_lines(before, wanted) -> None:
         ("return'cuda'in device", "return accel.is_accelerator(device)"),
         ("return(device.type)!='cuda'", "return not accel.is_accelerator(device)"),
         ("return 3 if'cuda'in device else 4", "return 3 if accel.is_accelerator(device) else 4"),
-        ("return not'cuda'==device", "return not accel.is_accelerator(device)"),
+        ("return not'cuda'==device.type", "return not accel.is_accelerator(device)"),
         ("return(a+b).is_cuda", "return accel.on_accelerator(a+b)"),
         (
             "return x.to('cpu'if a else'cuda')",
@@ -67,8 +76,8 @@ def test_words_stay_apart(before, wanted) -> None:
 
 def test_a_device_that_may_be_none_is_no_accelerator() -> None:
     """`None == "cuda"` is False, and must not become an error."""
-    program = "import torch\n\ndef f(device=None):\n    return device == 'cuda'\n"
-    assert "accel.is_accelerator(str(device))" in convert(program).after.decode()
+    program = "import torch\n\ndef f(device_type=None):\n    return device_type == 'cuda'\n"
+    assert "accel.is_accelerator(str(device_type))" in convert(program).after.decode()
 
 
 def test_the_other_branch_is_taken_where_only_cuda_can_go() -> None:
@@ -133,7 +142,11 @@ _PARALLEL = "if n > 1:\n    net = torch.nn.DataParallel(net)\n"
         ("torch.multiprocessing.spawn(run, nprocs=n)\n", False),
         ("index = rank % n\n", False),
         ("assert n > 1\n", False),
-        ("size = max(0, n)\n", False),
+        ("size = max(0, n)\nrun(size)\n", False),
+        ("many = 1 < n\nif many:\n    loss = loss.mean()\n", True),
+        ("many = n > 0\nif many:\n    net.cuda()\n", False),
+        ("if n <= 1:\n    print('one')\n", True),
+        ("if n == 1:\n    net.cuda()\n", False),
     ],
 )
 def test_a_number_of_devices_that_decides_on_data_parallel(use, stays) -> None:
@@ -155,6 +168,24 @@ def test_a_number_of_devices_under_any_name(name) -> None:
         "        net = torch.nn.DataParallel(net)\n    return net\n"
     )
     assert not convert(program).is_changed
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "n = torch.cuda.device_count()\nif n < 2:\n    pass\nelse:",
+        "n = min(4, torch.cuda.device_count())\nif n > 1:",
+        "from torch.cuda import device_count\nn = device_count()\nif n >= 2 and flag:",
+        "many = torch.cuda.device_count() > 1\nif many:",
+        "parser.add_argument('--gpus', default=torch.cuda.device_count())\nif args.gpus > 1:",
+        "def wrap(net, n=torch.cuda.device_count()):\n  if n > 1:",
+    ],
+)
+def test_numbers_that_are_compared_in_other_ways(test) -> None:
+    program = f"import torch\n\n{test}\n    net = torch.nn.DataParallel(net)\n"
+    result = convert(program)
+    assert not result.is_changed
+    assert [f.rule for f in result.findings if f.action == "flag"] == ["ACC030", "ACC094"]
 
 
 @pytest.mark.parametrize(
@@ -248,6 +279,21 @@ NEGATIVES = [
     "if device == b == 'cuda':\n    pass",
     "if line.startswith(('cuda', 'gpu')):\n    pass",
     "a = device == 'cuda:1'",
+    "a = device == 'cuda'",
+    "a = args.device == 'cuda'",
+    "a = x.device != 'cuda'",
+    "a = str(x.device) == 'cuda'",
+    "device_type = args.device\na = device_type == 'cuda'",
+    "device = torch.device(name)\na = device == 'cuda'",
+    "device = args.device or 'cpu'\na = 'cuda' == device",
+    "for device in names:\n    a = device == 'cuda'",
+    "a = cfg.get('device') == 'cuda'",
+    "rows = df[df.device == 'cuda']",
+    "a = device.type in ('cuda', 'xpu')",
+    "a = device.type not in ['cuda', 'npu']",
+    "a = device in ('cuda',)",
+    "here = torch.accelerator.current_accelerator()\na = here.type == 'cuda'",
+    "a = torch.accelerator.current_accelerator().type != 'cuda'",
     "a = x.device == torch.device('cuda:1')",
     "a = x.device != torch.device('cuda')",
     "a = torch.device('cuda') in devices",

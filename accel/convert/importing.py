@@ -75,10 +75,12 @@ def _is_docstring(index: int, node: ast.stmt) -> bool:
 
 def _is_late(module: Module, node: ast.stmt, first_use: int | None) -> bool:
     """Whether something that needs the imports may run before a statement of the module's level."""
-    start = module.span(node).start
-    if first_use is None or start < first_use:
+    start, end = module.span(node)
+    if first_use is None or end <= first_use:
         return False
     place = Span(first_use, first_use)
+    if start <= first_use:
+        return True
     for earlier in module.tree.body:
         span = module.span(earlier)
         if first_use <= span.end and span.start < start and _runs(module, earlier, place):

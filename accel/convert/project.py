@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from accel.convert.reexports import Brought, Homes, Through, brought, passed_on, through
+
 # Methods that a class of the user's may define itself, so that a call is none of torch's.
 TELLING_METHODS = frozenset({"cuda", "npu", "musa", "mlu", "is_cuda", "to"})
 # Functions and methods that declare a command-line option: argparse's, optparse's, click's, absl's.
@@ -30,6 +32,7 @@ class Project:
         modules: Files by dotted module name, `pkg.utils` for `pkg/utils.py`.
         wanted: What files import from one another, by the last part of the module's name and the
             name, which is `*` for all.
+        passed: What of torch's modules a file passes on to others, by file and name.
     """
 
     constants: Mapping[tuple[str, str], str | int] = field(default_factory=dict)
@@ -38,6 +41,7 @@ class Project:
     options: frozenset[str] = frozenset()
     modules: Mapping[str, str] = field(default_factory=dict)
     wanted: frozenset[tuple[str, str]] = frozenset()
+    passed: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     @cached_property
     def packages(self) -> frozenset[str]:
@@ -56,6 +60,14 @@ class Project:
         """Whether some file imports a name from this one, as far as the modules' names say."""
         stem = posixpath.basename(path).removesuffix(".py")
         return (stem, name) in self.wanted or (stem, "*") in self.wanted
+
+    @cached_property
+    def _homes(self) -> Homes:
+        return Homes(self.modules)
+
+    def through(self, path: str, name: str) -> Through | None:
+        """What a dotted name, seen from a file, is of torch's by way of another file."""
+        return through(path, name, self._homes, self.passed) if self.passed else None
 
     def constant(self, path: str, name: str) -> str | int | None:
         """The constant that an imported dotted name means, seen from a file; None if unknown."""
@@ -94,6 +106,7 @@ def index(files: Mapping[str, bytes]) -> Project:
     options: set[str] = set()
     modules: dict[str, str] = {}
     wanted: set[tuple[str, str]] = set()
+    levels: dict[str, Brought] = {}
     for path, data in files.items():
         dotted = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         modules.setdefault(dotted, path)
@@ -102,6 +115,7 @@ def index(files: Mapping[str, bytes]) -> Project:
         except (SyntaxError, ValueError, RecursionError):
             continue  # the run itself reports the file
         _constants(path, tree, constants)
+        levels[path] = brought(tree)
         for node in ast.walk(tree):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
                 names.add(node.name)
@@ -119,7 +133,7 @@ def index(files: Mapping[str, bytes]) -> Project:
         names.update(_variables(tree))
     return Project(
         constants, frozenset(methods), frozenset(names), frozenset(options), modules,
-        frozenset(wanted),
+        frozenset(wanted), passed_on(levels, Homes(modules)),
     )  # fmt: skip
 
 

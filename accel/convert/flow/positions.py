@@ -8,7 +8,7 @@ from typing import Literal
 
 from accel.convert.module import Module
 
-Position = Literal["device", "device_type", "device_list", "foreign"]
+Position = Literal["device", "device_type", "device_list", "foreign", "unknown"]
 
 # What torch itself takes for a device's name; an index may follow.
 _STRING = re.compile(r"(cuda|npu|xpu|mps|hpu|mlu|musa|cpu|meta|xla|privateuseone)(:\d+)?")
@@ -55,6 +55,8 @@ _TYPES = frozenset(
         "torch.distributed.device_mesh.DeviceMesh",
     }
 )  # fmt: skip
+# Modules of torch in which a device's type is a kind of code.
+_ABOUT_CODE = ("torch.utils.cpp_extension.", "torch.testing.", "torch._inductor.", "torch._dynamo.")
 _KEYWORDS = frozenset({"device", "map_location", "device_map", "output_device", "torch_device"})
 _METHODS = frozenset({"to", "cuda", "to_empty"})
 # Packages that call a device `cuda` without being torch: what they mean is theirs.
@@ -121,7 +123,8 @@ def is_location(module: Module, node: ast.AST) -> bool:
 def position(module: Module, call: ast.Call, where: int | str) -> Position | None:
     """What a call takes at a place, given by number or keyword; None if unknown.
 
-    `foreign` is a device of a package that is not built on torch.
+    `foreign` is a device of a package that is not built on torch; `unknown` is a `device_type` of
+    a function of which nothing is known: there it often is a kind of code, and no place.
     """
     name = module.qualified(call.func) or ""
     if name.partition(".")[0] in _FOREIGN:
@@ -129,10 +132,12 @@ def position(module: Module, call: ast.Call, where: int | str) -> Position | Non
     if name in _TYPES and where in (0, "device_type", "device"):
         return "device_type"
     if where == "device_type":
-        return "device_type"
+        return "device_type" if _takes_type(module, name) else "unknown"
     if where == "device_ids":
         return "device_list"
     if isinstance(where, str):
+        if name == "builtins.dict":
+            return None  # an entry of a table
         if where == "type" and name == "torch.device":
             return "device"
         return "device" if where in _KEYWORDS else None
@@ -151,3 +156,16 @@ def position(module: Module, call: ast.Call, where: int | str) -> Position | Non
 def _is_torch_function(name: str) -> bool:
     """A plain function of torch, and not a method of something that an import gave."""
     return not name.endswith((".to", ".cuda", ".to_empty"))
+
+
+def _takes_type(module: Module, name: str) -> bool:
+    """Whether the `device_type` of a function is the type of the device that a program runs on.
+
+    It is so for torch's functions but those about code to build or to test, and for the tree's own
+    but wrappers of autocast, which another device would switch on where it was off.
+    """
+    if name.startswith("torch."):
+        return not name.startswith(_ABOUT_CODE)
+    home, _, leaf = name.rpartition(".")
+    is_own = name.startswith(".") or home in module.project.packages
+    return is_own and "autocast" not in leaf

@@ -11,6 +11,13 @@ from accel.convert.flow.kinds import Kind as Kind
 from accel.convert.flow.kinds import Sink as Sink
 from accel.convert.flow.options import add_option, option_place
 from accel.convert.flow.positions import position, uses_foreign
+from accel.convert.flow.tables import (
+    handed,
+    holders,
+    holds_arguments,
+    is_harmless,
+    parameter_reads,
+)
 from accel.convert.flow.uses import attribute_uses, calls_of, option_uses, subscript_uses
 from accel.convert.module import Module
 from accel.convert.scopes import FUNCTIONS, Binding
@@ -107,7 +114,9 @@ class _Tracer:
             self.end(found, call, name)
             return
         called = module.qualified(call.func) or ""
-        if called in ("builtins.str", "builtins.repr"):
+        if called == "builtins.dict" and isinstance(where, str):
+            self._entry(node, call, where)
+        elif called in ("builtins.str", "builtins.repr"):
             self.follow(call, name)
         elif called == "builtins.isinstance" or called == "builtins.bool":
             self.end("test", call, name)
@@ -315,9 +324,40 @@ class _Tracer:
         key = parent.keys[parent.values.index(node)]
         word = key.value if isinstance(key, ast.Constant) else None
         if isinstance(word, str) and not uses_foreign(self.module):
-            self._uses(subscript_uses(self.module, parent, word), parent, word)
+            self._entry(node, parent, word)
         else:
             self.end("unknown", parent, name)
+
+    def _entry(self, node: ast.AST, table: ast.Dict | ast.Call, key: str) -> None:
+        """What is under a key: to where it is read, else to what is given the whole table."""
+        uses = subscript_uses(self.module, table, key)
+        if uses:
+            self._uses(uses, table, key)
+            return
+        before = len(self.found)
+        for holder in holders(self.module, table):
+            self._handed(node, holder, key)
+        if len(self.found) == before:
+            self.end("stored", table, key)
+
+    def _handed(self, node: ast.AST, holder: ast.expr, key: str) -> None:
+        """What a call does with the entry of a table that it is given."""
+        module, given = self.module, handed(self.module, holder)
+        if given is None:
+            return
+        call, where = given
+        if holds_arguments(where):
+            self._argument(node, call, key, key)
+            return
+        parameter = parameter_of(module, call, where)
+        if parameter is not None:
+            if parameter not in self._bindings:
+                self._bindings.add(parameter)
+                self._uses(parameter_reads(module, parameter, key), call, key)
+        elif not is_message(module, call, module.qualified(call.func) or "") and not is_harmless(
+            module, call
+        ):
+            self.end("unknown", call, key)
 
     def _return(self, node: Any, parent: Any, name: str) -> None:
         function = self.module.function_of(parent)

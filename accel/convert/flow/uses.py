@@ -89,9 +89,9 @@ def option_uses(module: Module, call: ast.Call) -> tuple[str, list[ast.expr]]:
 
 
 def subscript_uses(
-    module: Module, target: ast.Subscript | ast.Dict, key: str = ""
+    module: Module, target: ast.Subscript | ast.Dict | ast.Call, key: str = ""
 ) -> list[ast.expr]:
-    """Where the value under a key is read, for `d["x"] = …` and for `d = {"x": …}`."""
+    """Where the value under a key is read, for `d["x"] = …`, `d = {"x": …}`, `d = dict(x=…)`."""
     if isinstance(target, ast.Subscript):
         if not isinstance(target.slice, ast.Constant):
             return []

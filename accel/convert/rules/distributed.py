@@ -160,8 +160,10 @@ def _unfollowed(module: Module, node: ast.Constant) -> Finding:
 def _is_for_groups(module: Module, node: ast.AST, ends: tuple[Sink, ...]) -> bool:
     """Whether a value reaches process groups, or what is called a backend, and nothing else."""
     positive = False
+    # Only torch.distributed itself takes its backends in any case.
+    is_lower = isinstance(node, ast.Constant) and str(node.value).islower()
     for sink in ends:
-        named = sink.kind in _OPEN and _BACKEND.search(sink.name) is not None
+        named = is_lower and sink.kind in _OPEN and _BACKEND.search(sink.name) is not None
         if _is_group(module, node, sink) or (named and not _is_foreign(module, sink)):
             positive = True
         elif sink.kind not in _HARMLESS:

@@ -55,7 +55,14 @@ def _from(module: Module, node: ast.ImportFrom) -> Finding | None:
     if not found.home:
         message = "Nothing uses these names any more."
     rule = "ACC027" if found.home == "torch" != node.module else "ACC022"
-    return module.edit(node, rule, message, *found.edits, imports=frozenset())
+    homes = {move.home for move in found.moves.values()}
+    return module.edit(node, rule, message, *found.edits, imports=_needed(module, homes))
+
+
+def _needed(module: Module, homes: set[str]) -> frozenset[str]:
+    """What must be imported before: `torch_npu`, which makes torch.npu."""
+    is_made = any(home.startswith("torch.npu") for home in homes)
+    return module.target.imports if is_made else frozenset()
 
 
 def _is_of_two(module: Module, node: ast.ImportFrom, alias: ast.alias) -> bool:

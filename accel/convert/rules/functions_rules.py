@@ -244,4 +244,39 @@ RULES = (
             "from errors import OutOfMemoryError\n\nprint(OutOfMemoryError)\n",
         ),
     ),
+    Rule(
+        id="ACC028",
+        name="cuda-asked-by-try",
+        title="A call that fails without CUDA as a question",
+        why="Where a program catches the error of torch.cuda.current_device() and its like, the "
+        "handler is its branch for machines without CUDA. The call that would take its place "
+        "answers on every device, so a CPU would take the other branch. It stays.",
+        ascend="The call raises there as on a CPU, until it is written as accel.is_available().",
+        action="flag",
+        effort="review",
+        examples=(
+            Example(
+                before="import torch\n\ntry:\n    torch.cuda.current_device()\n    has_gpu = True\n"
+                "except (RuntimeError, AssertionError):\n    has_gpu = False\n",
+                after="import torch\n\ntry:\n    torch.cuda.current_device()\n    has_gpu = True\n"
+                "except (RuntimeError, AssertionError):\n    has_gpu = False\n",
+            ),
+            Example(
+                before="import torch\n\ntry:\n    torch.cuda.synchronize()\n"
+                "except RuntimeError:\n    pass\n",
+                after="import torch\nimport accel\n\ntry:\n    accel.synchronize()\n"
+                "except RuntimeError:\n    pass\n",
+            ),
+        ),
+        kept=(
+            "import torch\n\ndef memory():\n    try:\n"
+            "        return torch.cuda.get_device_properties(0).total_memory\n"
+            "    except Exception:\n        return None\n",
+            "import contextlib\nimport torch\n\nname = None\nwith contextlib.suppress(Exception):\n"
+            "    name = torch.cuda.get_device_name()\n",
+            "import pytest\nimport torch\n\nwith pytest.raises(AssertionError):\n"
+            "    torch.cuda.init()\n",
+            "import torch.cuda as c\n\ntry:\n    c.init()\nexcept Exception:\n    c = None\n",
+        ),
+    ),
 )

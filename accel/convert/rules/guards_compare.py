@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from accel.convert.finding import Finding
-from accel.convert.flow import is_device, may_be_none
+from accel.convert.flow import is_device
 from accel.convert.module import Module
 from accel.convert.rules.devices_spelling import (
     COMPARED,
@@ -20,15 +20,25 @@ from accel.convert.rules.devices_spelling import (
 from accel.convert.rules.guards_branches import other_branches
 from accel.convert.rules.guards_content import Content, content, guarded
 from accel.convert.rules.guards_rules import RULES as RULES
-
-_ACCELERATORS = frozenset(
-    {"cuda", "cuda:", "npu", "xpu", "mps", "hpu", "mlu", "musa", "mtia", "hip", "privateuseone"}
+from accel.convert.rules.guards_words import (
+    asks_which_accelerator,
+    is_kind,
+    is_read_type,
+    may_be_nothing,
 )
+
 _FUSED = re.compile(r"fused|triton|flash|kernel|plugin|custom|impl\b|compile_ext", re.IGNORECASE)
 _PARSE = frozenset(
     {"replace", "split", "rsplit", "partition", "rpartition", "strip", "lstrip", "rstrip",
      "removeprefix", "find", "index", "count", "endswith"}
 )  # fmt: skip
+_EXACT = (
+    "Only the very word equals it: 'cuda:0' does not, and no torch.device does. It is not known "
+    "whether the other side always is a word without a number."
+)
+_EXACT_ADVICE = (
+    "Compare the type, torch.device(device).type, or write accel.is_accelerator(device)."
+)
 _ADVICE = (
     "If it asks for any accelerator, write accel.is_accelerator(device); if for CUDA, add "
     "`# accel: keep`."
@@ -96,6 +106,8 @@ def _equal(
     place = place_of(module, literal)
     if place is not None and place.number:
         return module.flag(literal, "ACC032", COMPARED, COMPARED_ADVICE)
+    if not is_kind(module, other):
+        return module.flag(literal, "ACC031", _EXACT, _EXACT_ADVICE)
     return _question(module, node, other, negated)
 
 
@@ -116,12 +128,14 @@ def _among(
     kept = _kept(module, node, right, left)
     if kept is not None:
         return kept
-    if len(texts) == len(literals) and all(text in _ACCELERATORS for text in texts):
+    if "npu" in texts:
+        return module.keep(right, "ACC034", "Ascend's devices are in the list.")
+    if texts == ["cuda"] and is_kind(module, left):
         return _question(module, node, left, negated)
     return module.flag(
         right,
         "ACC034",
-        "The list of devices has no other accelerator.",
+        "The list names some accelerators and leaves others out.",
         "Allow what `accel.is_accelerator(device)` is true for.",
     )
 
@@ -149,7 +163,7 @@ def _bare(module: Module, node: ast.expr) -> tuple[Piece, ...]:
         return (node.value if is_device(module, node.value) else node,)
     is_text = isinstance(node, ast.Call) and module.qualified(node.func) == "builtins.str"
     inner = node.args[0] if is_text and isinstance(node, ast.Call) and node.args else node
-    if may_be_none(module, inner):
+    if may_be_nothing(module, inner):
         return (node,) if is_text else ("str(", node, ")")
     return (inner,)
 
@@ -183,7 +197,7 @@ def _method(module: Module, node: ast.Call, func: ast.Attribute) -> Iterator[Fin
 def _kept(module: Module, node: ast.expr, literal: ast.expr, other: ast.expr) -> Finding | None:
     """A finding if a comparison is no general question about a device; None if it is."""
     known = is_device(module, other)
-    if known is not True:
+    if known is not True and not is_read_type(module, other):
         if _names_choice(other) or known is False:
             return module.keep(literal, "ACC033", "It names a choice of the program's own.")
         if _reads_file(module, node):
@@ -197,6 +211,13 @@ def _kept(module: Module, node: ast.expr, literal: ast.expr, other: ast.expr) ->
     if _is_choice(module, node):
         return module.keep(
             literal, "ACC033", "It chooses an implementation that only CUDA has, not a device."
+        )
+    if asks_which_accelerator(module, other):
+        return module.flag(
+            literal,
+            "ACC031",
+            "It asks which accelerator is there, and not whether one is.",
+            _ADVICE,
         )
     beside = other_branches(module, node)
     if beside:

@@ -19,7 +19,9 @@ RULES = (
         title="Questions like device.type == 'cuda', 'cuda' in device, device.startswith('cuda')",
         why="The question is mostly whether the device is an accelerator, so that memory is "
         "pinned or a stream used. `accel.is_accelerator(device)` asks that, of a device, its "
-        "type or its name; it is True on CUDA and False on a CPU, as before.",
+        "type or its name; it is True on CUDA and False on a CPU, as before. `device == 'cuda'` is "
+        "only converted where the other side surely is a word without a number: 'cuda:0' does not "
+        "equal it, nor does a `torch.device`.",
         ascend="It is True for npu.",
         action="convert",
         effort="auto",
@@ -38,8 +40,11 @@ RULES = (
                 "    print(2)\n",
             ),
             Example(
-                _T + "\npin = device.type in ('cuda', 'mps')\n",
-                _A + "\npin = accel.is_accelerator(device)\n",
+                _T + "\ndevice = 'cuda' if big else 'cpu'\npin = device == 'cuda'\n"
+                "kind = getattr(place, 'type', None)\nfast = kind == 'cuda'\n",
+                _A + "\ndevice = accel.default_device_type() if big else 'cpu'\n"
+                "pin = accel.is_accelerator(device)\n"
+                "kind = getattr(place, 'type', None)\nfast = accel.is_accelerator(str(kind))\n",
             ),
         ),
         kept=(
@@ -54,6 +59,12 @@ RULES = (
             _T + "\nif host == 'cuda':\n    print(1)\n",
             _T + "\nif device.type == 'cuda':\n    net = torch.nn.DataParallel(net)\n",
             _T + "\nif 'cuda' in devices:\n    print(1)\n",
+            _T + "\ndef index(device: str):\n"
+            "    return 0 if device == 'cuda' else int(device.split(':')[1])\n",
+            _T + "\ndef f(x):\n    return x.half() if x.device == 'cuda' else x\n",
+            _T + "\nif str(device) != 'cuda':\n    print(1)\n",
+            _T + "\nrows = [r for r in records if r.device == 'cuda']\n",
+            _T + "\nif torch.accelerator.current_accelerator().type == 'cuda':\n    print(1)\n",
         ),
     ),
     Rule(
@@ -124,7 +135,11 @@ RULES = (
         action="flag",
         effort="review",
         examples=(_same(_T + "\nassert args.device in ['cuda', 'cpu']\n"),),
-        kept=(_T + "\nif device not in ('cpu', 'cuda', 'auto'):\n    raise ValueError(device)\n",),
+        kept=(
+            _T + "\nif device not in ('cpu', 'cuda', 'auto'):\n    raise ValueError(device)\n",
+            _T + "\nfast = x.device.type in ('cuda', 'xpu')\n",
+            _T + "\nfast = x.device.type in ('cuda', 'npu')\n",
+        ),
     ),
     Rule(
         id="ACC035",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from accel.convert.finding import Finding, Span
 from accel.convert.ledger import Enclosing
 from accel.convert.module import Module
-from accel.convert.rules import reverse
+from accel.convert.rules import names_through, reverse
 from accel.convert.rules.names_identifiers import Identifiers
 from accel.convert.rules.names_known import Known
 from accel.convert.rules.names_places import Places
@@ -24,7 +24,7 @@ _NOWHERE = unknown(
 
 def find(module: Module, tokens: Sequence[Token], findings: Sequence[Finding]) -> list[Finding]:
     """Account for the words that no other rule has spoken of."""
-    out = list(reverse.imports(module, findings))
+    out = [*reverse.imports(module, findings), *names_through.find(module)]
     said = Enclosing((finding.span, finding) for finding in (*findings, *out))
     silent = [t for t in tokens if t.kind != "comment" and not said.around(t.span)]
     if not silent:

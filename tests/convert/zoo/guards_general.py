@@ -20,7 +20,7 @@ if "cuda" not in str(device):  # convert
     print("slow")
 if str(device) == "cuda:1":  # flag
     print("the second")
-pin = device.type in ("cuda", "mps")  # convert
+pin = device.type in ("cuda", "mps")  # flag
 
 
 def normalise(x, mean):
