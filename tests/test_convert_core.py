@@ -219,6 +219,18 @@ def test_expressions_of_f_strings_are_where_they_say(literal) -> None:
         assert at.text(node.value) == "torch"
 
 
+@pytest.mark.parametrize("target", ["torch", "npu", "accel"])
+@pytest.mark.parametrize(
+    "literal", ["f'{x.cuda()}'", 'f"{x.cuda()}"', "f'''{x.cuda()}'''", "f'a' f'{x.cuda()}'"]
+)
+def test_quotes_in_an_f_string_are_those_that_every_python_takes(literal, target) -> None:
+    result = convert(f"import torch\nx = torch.ones(1)\nprint({literal})\n".encode(), target=target)
+    assert result.error == ""
+    line = result.after.decode().splitlines()[-1]
+    if "'''" not in literal:
+        assert line.count(literal[1]) == literal.count(literal[1])
+
+
 # --- the whole ---------------------------------------------------------------------------------
 
 

@@ -61,6 +61,7 @@ def flags(program: str) -> set[str]:
             "b = 'gloo' if not torch.cuda.is_available() else 'nccl'\ndist.init_process_group(b)",
             "b = accel.dist_backend()\ndist.init_process_group(b)",
         ),
+        ("dist.init_process_group(backend='NCCL')", "dist.init_process_group(backend=accel.dist_backend())"),
         (
             "dist.init_process_group('gloo' if windows else 'nccl')",
             "dist.init_process_group('gloo' if windows else accel.dist_backend())",
@@ -99,6 +100,7 @@ def test_a_backend(before, after) -> None:
     [
         "ports = {'nccl': 1}\n",
         "run(library='nccl')\n",
+        "c = Comm(backend='NCCL')\n",
         "from ray.util import collective\ncollective.init(2, backend='nccl')\n",
         "x = library == 'nccl'\n",
         "x = backend in ('nccl', 'mpi')\n",

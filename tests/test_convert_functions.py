@@ -8,6 +8,7 @@ import accel
 from accel.convert.engine import convert_source
 from accel.convert.options import Options
 from accel.convert.rules.functions_amp import GENERIC
+from accel.convert.rules.functions_questions import SILENT
 from accel.convert.rules.functions_table import MODULES, TABLE, is_known, lookup
 
 PUBLIC = sorted(
@@ -132,7 +133,9 @@ def test_imports_of_another_target() -> None:
     assert after.startswith(
         "from torch.accelerator import set_device_index as set_device, synchronize\n"
     )
-    assert text(program, target="npu").startswith("from torch.npu import set_device, synchronize\n")
+    assert text(program, target="npu").startswith(
+        "import torch_npu\nfrom torch.npu import set_device, synchronize\n"
+    )
 
 
 def test_a_guard_that_is_kept_keeps_its_import() -> None:
@@ -189,3 +192,69 @@ def test_an_import_that_is_another_one_elsewhere_is_told() -> None:
         "amp.autocast()\n"
     )
     assert ("ACC025", 2, "flag") in {(f.rule, f.line, f.action) for f in result.findings}
+
+
+# --- calls whose failing is an answer ----------------------------------------------------------
+
+QUESTIONS = [
+    "try:\n    torch.cuda.current_device()\n    has = True\nexcept Exception:\n    has = False",
+    "try:\n    torch.cuda.init()\nexcept (RuntimeError, AssertionError):\n    device = 'none'",
+    "def f():\n  try:\n    return torch.cuda.mem_get_info()\n  except:\n    return 0, 0",
+    "try:\n    torch.cuda.init()\nexcept Exception:\n    pass\nelse:\n    x = 1",
+    "with contextlib.suppress(RuntimeError):\n    name = torch.cuda.get_device_name()",
+    "with pytest.raises(AssertionError):\n    torch.cuda.synchronize()",
+    "with self.assertRaises(RuntimeError):\n    torch.cuda.synchronize()",
+]
+NO_QUESTIONS = [
+    "try:\n    torch.cuda.synchronize()\nexcept Exception:\n    pass",
+    "try:\n    torch.cuda.synchronize()\nexcept RuntimeError as error:\n    print(error)",
+    "with contextlib.suppress(RuntimeError):\n    torch.cuda.synchronize()",
+    "try:\n    x = torch.cuda.current_device()\nexcept Exception:\n    raise ValueError('x')",
+    "try:\n    x = torch.cuda.current_device()\nexcept Exception:\n    sys.exit(1)",
+    "try:\n    x = torch.cuda.current_device()\nexcept KeyError:\n    x = None",
+    "try:\n    x = torch.cuda.current_device()\nfinally:\n    x = None",
+    "try:\n    pass\nexcept Exception:\n    x = torch.cuda.current_device()",
+    "try:\n    x = torch.cuda.device_count()\nexcept Exception:\n    x = None",
+    "try:\n    for x in y:\n        torch.cuda.synchronize()\nexcept Exception:\n    x = None",
+    "try:\n    def f():\n        return torch.cuda.current_device()\nexcept Exception:\n    x = 1",
+]
+HEAD = "import contextlib\nimport sys\nimport pytest\nimport torch\n"
+
+
+@pytest.mark.parametrize("program", QUESTIONS)
+def test_a_call_whose_failing_is_an_answer_stays(program) -> None:
+    result = convert(f"{HEAD}{program}\n")
+    assert not result.is_changed
+    assert [(f.rule, f.action) for f in result.findings] == [("ACC028", "flag")]
+
+
+@pytest.mark.parametrize("program", NO_QUESTIONS)
+def test_a_call_whose_failing_is_no_answer_is_converted(program) -> None:
+    result = convert(f"{HEAD}{program}\n")
+    assert b"torch.cuda" not in result.after
+    assert {f.action for f in result.findings} == {"convert"}
+
+
+ARGUMENTS = {
+    "manual_seed": (0,),
+    "manual_seed_all": (0,),
+    "set_rng_state": (torch.ones(1, dtype=torch.uint8),),
+    "set_rng_state_all": ([],),
+    "set_stream": (None,),
+    "stream": (None,),
+    "StreamContext": (None,),
+    "device_of": (torch.ones(1),),
+    "custom_fwd": (print,),
+    "custom_bwd": (print,),
+}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what raises without CUDA")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", sorted(SILENT))
+def test_functions_that_are_said_to_be_silent_do_not_raise(name) -> None:
+    homes = [f"torch.cuda.{name}", f"torch.cuda.amp.{name}"]
+    assert any(home in TABLE for home in homes)
+    home = torch.cuda if hasattr(torch.cuda, name) else torch.cuda.amp
+    function = getattr(home, name, None) or getattr(torch.cuda.memory, name)
+    function(*ARGUMENTS.get(name, ()))

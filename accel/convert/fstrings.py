@@ -38,6 +38,37 @@ def fix_positions(source: Source, joined: ast.JoinedStr) -> None:
         _move(source, value.value, start, end)
 
 
+def forbidden_quotes(source: Source, joined: ast.JoinedStr) -> frozenset[str]:
+    """Quotes that an expression of an f-string cannot have before 3.12: those around its pieces.
+
+    Both, where the pieces cannot be told: 3.12 allows the outer quotes within.
+    """
+    try:
+        quotes = set(_quotes(source.utf8, *source.span(joined)))
+    except ValueError:
+        return frozenset("'\"")
+    return frozenset(quote for quote in quotes if len(quote) == 1)  # in three of them one may stand
+
+
+def _quotes(text: bytes, position: int, end: int) -> Iterator[str]:
+    while position < end:
+        match = _PIECE.match(text, position)
+        if match is None:
+            raise ValueError(f"no string literal at byte {position}")
+        quote = match.group(2)
+        yield quote.decode()
+        between = _BETWEEN.match(text, _closing(text, match.end(), quote) + len(quote))
+        position = between.end() if between else end
+
+
+def requoted(text: str, forbidden: frozenset[str]) -> str:
+    """A replacement's text with quotes that may stand in an f-string, where there are such."""
+    for quote, other in ("\"'", "'\""):
+        if quote in forbidden and quote in text and other not in forbidden and other not in text:
+            return text.replace(quote, other)
+    return text
+
+
 def _formatted(joined: ast.JoinedStr) -> Iterator[ast.FormattedValue]:
     """The expressions in the order of the text, those of format specifications included."""
     for part in joined.values:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TypeVar, cast
 
 from accel.convert.finding import Action, Edit, Effort, Finding, Parts, Span
-from accel.convert.fstrings import NEEDED, fix_positions
+from accel.convert.fstrings import NEEDED, fix_positions, forbidden_quotes, requoted
 from accel.convert.naming import library_name
 from accel.convert.options import Options
 from accel.convert.project import Project
@@ -59,8 +59,7 @@ class Module:
         self.walk = Walk(self.tree)
         if NEEDED:
             for joined in self.all(ast.JoinedStr):
-                outer = self.parent(joined)
-                if not (isinstance(outer, ast.FormattedValue) and outer.format_spec is joined):
+                if not _is_format(joined, self.parent(joined)):
                     fix_positions(source, joined)
         self.target: Target = target_of(options.target, self.library_name)
         self._qualified: dict[ast.expr, str | None] = {}
@@ -312,6 +311,23 @@ class Module:
             subject=subject,
         )  # fmt: skip
 
+    @cached_property
+    def _fstrings(self) -> list[tuple[Span, frozenset[str]]]:
+        """F-strings and the quotes that their expressions cannot have, outer before inner."""
+        return [
+            (self.span(joined), forbidden_quotes(self.source, joined))
+            for joined in self.all(ast.JoinedStr)
+            if not _is_format(joined, self.parent(joined))
+        ]
+
+    def _quoted(self, edit: Edit) -> Parts:
+        """The parts of an edit with quotes that its place allows."""
+        around = [quotes for span, quotes in self._fstrings if _is_inside(span, edit.span)]
+        if not around:
+            return edit.parts
+        forbidden = frozenset().union(*around)
+        return tuple(p if isinstance(p, Span) else requoted(p, forbidden) for p in edit.parts)
+
     def _finding(
         self,
         node: ast.AST | Span,
@@ -330,6 +346,8 @@ class Module:
         line = self.source.line_of(span.start)
         if self.vendor.words:
             message, advice = self.vendor.spoken(message), self.vendor.spoken(advice)
+        if edits and self._fstrings:
+            edits = tuple(Edit(edit.span, self._quoted(edit)) for edit in edits)
         if edits and self.target.warnings:
             texts = [part for edit in edits for part in edit.parts if isinstance(part, str)]
             caution = self.target.caution("".join(texts))
@@ -345,3 +363,12 @@ class Module:
 
 def _is_nothing(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and node.value in (None, False)
+
+
+def _is_format(joined: ast.JoinedStr, parent: ast.AST) -> bool:
+    """Whether it is the format specification of another f-string's expression."""
+    return isinstance(parent, ast.FormattedValue) and parent.format_spec is joined
+
+
+def _is_inside(outer: Span, inner: Span) -> bool:
+    return outer.contains(inner) and outer != inner

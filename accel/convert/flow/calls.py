@@ -112,3 +112,14 @@ def spawned(module: Module, call: ast.Call, index: int) -> Binding | None:
         return None
     # `spawn` gives the process's number first.
     return parameter_at(module, found[0], index + found[1] + (1 if is_spawn else 0))
+
+
+def defaulted(arguments: ast.arguments, default: ast.AST) -> ast.arg | None:
+    """The parameter that a default belongs to."""
+    placed = [*arguments.posonlyargs, *arguments.args]
+    if default in arguments.defaults:
+        index = arguments.defaults.index(default)
+        return placed[len(placed) - len(arguments.defaults) + index]
+    if default in arguments.kw_defaults:
+        return arguments.kwonlyargs[arguments.kw_defaults.index(default)]
+    return None

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import ast
+from typing import Literal
 
+from accel.convert.flow.calls import is_message, parameter_of
+from accel.convert.flow.uses import subscript_uses
 from accel.convert.module import Module
-from accel.convert.scopes import Binding
+
+# read: looked up by its key. argument: an argument of a call by its key's name. passed: given to
+# what is not the file's. stored: nothing here reads it.
+Way = Literal["read", "argument", "passed", "stored"]
 
 _LOOKUPS = frozenset({"get", "pop", "setdefault"})
 # Methods by which a table comes into another one, or among a list's elements.
@@ -19,9 +25,37 @@ _HARMLESS = frozenset(
 )  # fmt: skip
 
 
-def parameter_reads(module: Module, parameter: Binding, key: str) -> list[ast.expr]:
-    """Where a function reads a key of the table that it is given."""
-    return [found for use in parameter.uses if (found := _read(module, use, key)) is not None]
+def ways(module: Module, table: ast.Dict | ast.Call, key: str) -> list[tuple[Way, ast.expr]]:
+    """What becomes of the value under a key of a table.
+
+    It is read where the file says so; else it is what the calls that are given the whole table make
+    of it. Of those that are not the file's own nothing is known: another package, another machine.
+    """
+    uses = subscript_uses(module, table, key)
+    if uses:
+        return [("read", use) for use in uses]
+    found: list[tuple[Way, ast.expr]] = []
+    for holder in _holders(module, table):
+        given = _handed(module, holder)
+        if given is not None:
+            found.extend(_within(module, *given, key))
+    return found or [("stored", table)]
+
+
+def _within(
+    module: Module, call: ast.Call, where: int | str, key: str
+) -> list[tuple[Way, ast.expr]]:
+    """What a call does with a table."""
+    if isinstance(where, str) and (where == "**" or where.endswith("kwargs")):
+        return [("argument", call)]  # `**table`, `model_kwargs=table`
+    parameter = parameter_of(module, call, where)
+    if parameter is not None:
+        reads = [found for use in parameter.uses if (found := _read(module, use, key)) is not None]
+        return [("read", found) for found in reads] or [("stored", call)]
+    name = module.qualified(call.func) or ""
+    if name in _HARMLESS or is_message(module, call, name):
+        return []
+    return [("passed", call)]
 
 
 def _read(module: Module, use: ast.expr, key: str) -> ast.expr | None:
@@ -36,7 +70,7 @@ def _read(module: Module, use: ast.expr, key: str) -> ast.expr | None:
     return None
 
 
-def holders(module: Module, table: ast.expr) -> list[ast.expr]:
+def _holders(module: Module, table: ast.expr) -> list[ast.expr]:
     """A table itself, or what it is a part of, and the uses of the variable that holds that."""
     parent = module.parent(table)
     while isinstance(parent, (ast.Dict, ast.List, ast.Tuple)):
@@ -49,7 +83,7 @@ def holders(module: Module, table: ast.expr) -> list[ast.expr]:
     return found
 
 
-def handed(module: Module, holder: ast.expr) -> tuple[ast.Call, int | str] | None:
+def _handed(module: Module, holder: ast.expr) -> tuple[ast.Call, int | str] | None:
     """The call that a table is given to as a whole, and where; `**` where it is taken apart."""
     parent = module.parent(holder)
     if isinstance(parent, ast.keyword):
@@ -61,13 +95,3 @@ def handed(module: Module, holder: ast.expr) -> tuple[ast.Call, int | str] | Non
             return None
         return parent, parent.args.index(holder)
     return None
-
-
-def is_harmless(module: Module, call: ast.Call) -> bool:
-    """Whether a call only looks at a table."""
-    return module.qualified(call.func) in _HARMLESS
-
-
-def holds_arguments(where: int | str) -> bool:
-    """Whether a table is a call's arguments by name: `**table`, `model_kwargs=table`."""
-    return isinstance(where, str) and (where == "**" or where.endswith("kwargs"))

@@ -6,18 +6,19 @@ import ast
 from collections.abc import Callable
 from typing import Any
 
-from accel.convert.flow.calls import gives_default, is_message, is_path, parameter_of, spawned
+from accel.convert.flow.calls import (
+    defaulted,
+    gives_default,
+    is_message,
+    is_path,
+    parameter_of,
+    spawned,
+)
 from accel.convert.flow.kinds import Kind as Kind
 from accel.convert.flow.kinds import Sink as Sink
 from accel.convert.flow.options import add_option, option_place
-from accel.convert.flow.positions import position, uses_foreign
-from accel.convert.flow.tables import (
-    handed,
-    holders,
-    holds_arguments,
-    is_harmless,
-    parameter_reads,
-)
+from accel.convert.flow.positions import Position, position, uses_foreign
+from accel.convert.flow.tables import ways
 from accel.convert.flow.uses import attribute_uses, calls_of, option_uses, subscript_uses
 from accel.convert.module import Module
 from accel.convert.scopes import FUNCTIONS, Binding
@@ -108,10 +109,8 @@ class _Tracer:
             self.binding(parameter, parameter.name)
             return
         found = position(module, call, where)
-        if found == "device_list":
-            found = "device"
         if found is not None:
-            self.end(found, call, name)
+            self._placed(found, call, name)
             return
         called = module.qualified(call.func) or ""
         if called == "builtins.dict" and isinstance(where, str):
@@ -128,6 +127,12 @@ class _Tracer:
             self.end("path", call, name)
         else:
             self.end("passed", call, where if isinstance(where, str) else name)
+
+    def _placed(self, place: Position, call: ast.Call, name: str) -> None:
+        if place == "unknown":
+            self.end("passed", call, "")  # the parameter's name says nothing
+        else:
+            self.end("device" if place == "device_list" else place, call, name)
 
     def _option(self, node: ast.AST, call: ast.Call, where: int | str, name: str) -> None:
         place = option_place(call, where)
@@ -180,7 +185,7 @@ class _Tracer:
 
     def _default(self, node: Any, parent: Any, name: str) -> None:
         function = self.module.parent(parent)
-        argument = _parameter_with_default(parent, node)
+        argument = defaulted(parent, node)
         if argument is None:
             self.end("unknown", parent, name)
         else:
@@ -330,34 +335,17 @@ class _Tracer:
 
     def _entry(self, node: ast.AST, table: ast.Dict | ast.Call, key: str) -> None:
         """What is under a key: to where it is read, else to what is given the whole table."""
-        uses = subscript_uses(self.module, table, key)
-        if uses:
-            self._uses(uses, table, key)
-            return
-        before = len(self.found)
-        for holder in holders(self.module, table):
-            self._handed(node, holder, key)
-        if len(self.found) == before:
-            self.end("stored", table, key)
-
-    def _handed(self, node: ast.AST, holder: ast.expr, key: str) -> None:
-        """What a call does with the entry of a table that it is given."""
-        module, given = self.module, handed(self.module, holder)
-        if given is None:
-            return
-        call, where = given
-        if holds_arguments(where):
-            self._argument(node, call, key, key)
-            return
-        parameter = parameter_of(module, call, where)
-        if parameter is not None:
-            if parameter not in self._bindings:
-                self._bindings.add(parameter)
-                self._uses(parameter_reads(module, parameter, key), call, key)
-        elif not is_message(module, call, module.qualified(call.func) or "") and not is_harmless(
-            module, call
-        ):
-            self.end("unknown", call, key)
+        for kind, place in ways(self.module, table, key):
+            if kind == "read":
+                self.follow(place, key)
+            elif kind == "argument" and isinstance(place, ast.Call):
+                self._argument(node, place, key, key)
+            else:
+                self.end(
+                    "stored" if kind == "stored" else "passed",
+                    place,
+                    key if kind == "stored" else "",
+                )
 
     def _return(self, node: Any, parent: Any, name: str) -> None:
         function = self.module.function_of(parent)
@@ -382,16 +370,6 @@ class _Tracer:
 
 def _is_none(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and node.value is None
-
-
-def _parameter_with_default(arguments: ast.arguments, default: ast.AST) -> ast.arg | None:
-    placed = [*arguments.posonlyargs, *arguments.args]
-    if default in arguments.defaults:
-        index = arguments.defaults.index(default)
-        return placed[len(placed) - len(arguments.defaults) + index]
-    if default in arguments.kw_defaults:
-        return arguments.kwonlyargs[arguments.kw_defaults.index(default)]
-    return None
 
 
 _STEPS: dict[type[ast.AST], Callable[[_Tracer, Any, Any, str], None]] = {

@@ -7,25 +7,36 @@ from collections.abc import Iterator
 
 from accel.convert.finding import Edit, Finding
 from accel.convert.module import Module
+from accel.convert.rules.amp_dtypes import CUDA_AUTOCAST, default_dtype
 from accel.convert.rules.amp_rules import RULES as RULES
+from accel.convert.rules.amp_sources import sources
 from accel.convert.rules.functions_amp import GENERIC, Generic, Use, is_cuda, use
-from accel.convert.rules.functions_calls import brought, mentions, templated
+from accel.convert.rules.functions_calls import argument, brought, mentions, templated
 from accel.convert.rules.functions_plan import is_moved
 
 _APEX = "apex.amp"
+_ADVICE = (
+    "Leave the device type out and call accel's function, which stays off on a CPU, unless a CPU "
+    "named on purpose is to compute in lower precision"
+)
 _APEX_ADVICE = (
     "Leave initialize() out, run the forward under autocast() (opt_level O1; O2 and O3 keep the "
     "model in float16), and replace scale_loss() by GradScaler: scaler.scale(loss).backward(), "
     "scaler.step(optimizer), scaler.update(); before clipping scaler.unscale_(optimizer)."
 )
-# Torch's questions about CUDA's autocast alone.
+# Torch's questions about the autocast of a kind of device, or of CUDA's alone.
 _GPU_QUESTIONS = {
+    "torch.get_autocast_dtype": "torch.get_autocast_dtype(accel.default_device_type())",
+    "torch.set_autocast_dtype": "torch.set_autocast_dtype(accel.default_device_type(), dtype)",
     "torch.get_autocast_gpu_dtype": "torch.get_autocast_dtype(accel.default_device_type())",
     "torch.set_autocast_gpu_dtype": "torch.set_autocast_dtype(accel.default_device_type(), dtype)",
     "torch.is_autocast_enabled": "torch.is_autocast_enabled(accel.default_device_type())",
     "torch.set_autocast_enabled": "torch.set_autocast_enabled(accel.default_device_type(), flag)",
 }
+# How many arguments they have without a device type, which comes first; -1: it must be given.
 _MOST_ARGUMENTS = {
+    "torch.get_autocast_dtype": -1,
+    "torch.set_autocast_dtype": -1,
     "torch.is_autocast_enabled": 0,
     "torch.set_autocast_enabled": 1,
     "torch.get_autocast_gpu_dtype": 0,
@@ -37,6 +48,7 @@ def find(module: Module) -> Iterator[Finding]:
     """Torch's amp functions with a device type, apex.amp, and questions about CUDA's autocast."""
     if not mentions(module, b"autocast", b"GradScaler", b"custom_", b"apex"):
         return
+    yield from _for_amp(module)
     nodes: list[ast.Attribute | ast.Name] = [*module.all(ast.Attribute), *brought(module)]
     for node in nodes:
         if not isinstance(node.ctx, ast.Load):
@@ -49,6 +61,8 @@ def find(module: Module) -> Iterator[Finding]:
             yield from _generic(module, node, name, generic)
         elif name in _GPU_QUESTIONS:
             yield from _question(module, node, name)
+        elif name in CUDA_AUTOCAST:
+            yield from default_dtype(module, node)
         elif name.startswith(_APEX):
             yield from _apex(module, node, name)
 
@@ -108,45 +122,46 @@ def _variable(
     module: Module, node: ast.expr, name: str, generic: Generic, given: ast.expr
 ) -> Finding:
     """A device type that the program finds out: right as it is, if it is right on a CPU."""
-    if isinstance(given, ast.Name):
-        binding = module.binding(given)
-        if binding is not None and binding.parameter is not None:
-            default = _default(module, binding.parameter)
-            if default is not None and is_cuda(module, default):
-                return module.flag(
-                    node, "ACC042",
-                    f"{given.id} is cuda by default, and {name} was disabled on a CPU by it.",
-                    f"If no caller gives a device, write accel.{generic.function}(...) without it.",
-                    subject=name,
-                )  # fmt: skip
-    return module.keep(
+    texts = sources(module).by_call.get(module.parent(node), [])
+    if not texts:
+        return module.keep(
+            node, "ACC042",
+            "The device type is a variable: torch takes any device's, and does on a CPU what it "
+            "did.", subject=name,
+        )  # fmt: skip
+    lines = sorted({module.source.line_of(module.span(text).start) for text in texts})
+    said = ", ".join(map(str, lines))
+    return module.flag(
         node, "ACC042",
-        "The device type is a variable: torch takes any device's, and does on a CPU what it did.",
+        f"{module.text(given)} may be the cuda of line {said}, for which {name} was switched off "
+        "without CUDA; for cpu it is on.", f"{_ADVICE} (here: accel.{generic.function}(...)).",
         subject=name,
     )  # fmt: skip
 
 
-def _default(module: Module, parameter: ast.arg) -> ast.expr | None:
-    arguments = module.parent(parameter)
-    if not isinstance(arguments, ast.arguments):
-        return None
-    positional = [*arguments.posonlyargs, *arguments.args]
-    if parameter in positional:
-        index = positional.index(parameter) - (len(positional) - len(arguments.defaults))
-        return arguments.defaults[index] if index >= 0 else None
-    if parameter in arguments.kwonlyargs:
-        return arguments.kw_defaults[arguments.kwonlyargs.index(parameter)]
-    return None
+def _for_amp(module: Module) -> Iterator[Finding]:
+    """The texts that are only given to amp functions of the program's own."""
+    for text in sources(module).only:
+        yield module.flag(
+            text, "ACC042",
+            "It reaches torch's amp, which was switched off for it without CUDA; for cpu it is on.",
+            _ADVICE + ".", subject="torch.autocast",
+        )  # fmt: skip
 
 
 def _question(module: Module, node: ast.expr, name: str) -> Iterator[Finding]:
     parent = module.parent(node)
-    if not isinstance(parent, ast.Call) or parent.func is not node or parent.keywords:
+    if not isinstance(parent, ast.Call) or parent.func is not node:
         return
-    if len(parent.args) > _MOST_ARGUMENTS[name]:
-        return  # with a device type
+    given = [*parent.args, *(word.value for word in parent.keywords)]
+    if len(given) > _MOST_ARGUMENTS[name]:
+        kind = argument(parent, 0, "device_type")
+        if kind is None or not is_cuda(module, kind):
+            return
+    elif parent.keywords:
+        return
     yield module.flag(
-        node, "ACC044", f"{name} without a device type is about CUDA's autocast alone.",
+        node, "ACC044", f"{name} is about CUDA's autocast alone here.",
         f"Write {_GPU_QUESTIONS[name]}; on a CPU it then asks the CPU's.", subject=name,
     )  # fmt: skip
 

@@ -23,7 +23,7 @@ def tests_around(module: Module, node: ast.AST) -> Iterator[ast.expr]:
 def asks_for_cuda(test: ast.expr) -> Iterator[ast.AST]:
     """The comparisons with CUDA's name in a test."""
     for part in ast.walk(test):
-        if isinstance(part, (ast.Compare, ast.Call)) and _excludes(part, True, None):
+        if _excludes(part, True):
             yield part
 
 
@@ -94,10 +94,10 @@ def _holds(module: Module, test: ast.expr, truth: bool, names: frozenset[str]) -
     if isinstance(test, ast.Call) and isinstance(test.func, ast.Attribute):
         sides = [test.func.value]
     is_of_device = any(module.text(side) in names for side in sides)
-    return is_of_device and _excludes(test, truth, module)
+    return is_of_device and _excludes(test, truth)
 
 
-def _excludes(test: ast.AST, truth: bool, module: Module | None) -> bool:
+def _excludes(test: ast.AST, truth: bool) -> bool:
     """Whether a comparison with names of devices rules a CPU out where it is true, or not true."""
     if isinstance(test, ast.Call):
         called = test.func.attr if isinstance(test.func, ast.Attribute) else ""

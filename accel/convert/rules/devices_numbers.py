@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from accel.convert.finding import Finding
 from accel.convert.flow import is_device, is_tensor_or_module, may_be_none
+from accel.convert.flow.showing import is_moved, is_shown, names_value
 from accel.convert.module import Module
 from accel.convert.rule import Example, Rule
 from accel.convert.rules.devices_spelling import (
@@ -104,6 +105,7 @@ _DDP_NAMES = frozenset(
         "torch.distributed.barrier",
     }
 )
+_LARGEST = 63  # the highest number that a lone literal is taken for a device's
 _HELPERS = {"device_ids": "ddp_device_ids", "output_device": "ddp_output_device"}
 
 
@@ -119,7 +121,7 @@ def find(module: Module) -> Iterator[Finding]:
         else:
             place = _device_argument(module, call, name)
             if place is not None and _is_number(module, place):
-                yield from _whole(module, place, place)
+                yield from _argument(module, call, place)
 
 
 def _device_argument(module: Module, call: ast.Call, name: str) -> ast.expr | None:
@@ -138,6 +140,32 @@ def _device_argument(module: Module, call: ast.Call, name: str) -> ast.expr | No
     if name.endswith((".FullyShardedDataParallel", ".FSDP")):
         return next((word.value for word in call.keywords if word.arg == "device_id"), None)
     return None
+
+
+def _argument(module: Module, call: ast.Call, place: ast.expr) -> Iterator[Finding]:
+    """The number that a call is given, where what it is called on has devices."""
+    func = call.func
+    if not isinstance(func, ast.Attribute) or func.attr != "to":
+        yield from _whole(module, place, place)
+        return
+    receiver = func.value
+    says_device = not isinstance(place, ast.Constant) and (
+        named_index(place) or isinstance(place, ast.Call)
+    )
+    is_small = not isinstance(place, ast.Constant) or int(place.value) <= _LARGEST  # type: ignore[arg-type]
+    may_be_own = "to" in module.project.methods
+    is_likely = is_moved(module, call) or bool(call.keywords) or names_value(receiver)
+    if is_shown(module, receiver) or (
+        not may_be_own and (says_device or (is_small and is_likely))
+    ):
+        yield from _whole(module, place, place)
+    elif is_small:
+        yield module.flag(
+            place,
+            "ACC007",
+            f"{module.text(receiver)} may be a tensor or module, and the number its device.",
+            "If it is, write accel.device(number); if not, add `# accel: keep`.",
+        )
 
 
 def _has_torch(module: Module) -> bool:
@@ -229,6 +257,4 @@ def _rank(node: ast.expr, word: str) -> ast.expr | None:
             return None
         first = node.elts[0]
         return None if isinstance(first, ast.Constant) and first.value is None else first
-    if isinstance(node, ast.Constant):
-        return node if isinstance(node.value, int) else None
-    return node if isinstance(node, (ast.Name, ast.Attribute, ast.Subscript)) else None
+    return None if isinstance(node, ast.Constant) and not isinstance(node.value, int) else node

@@ -16,11 +16,18 @@ Piece = str | Span | ast.AST
 _NAME = re.compile(r"cuda(?::(\d+))?")
 _FIELD = re.compile(r"cuda:\{0?(?::d)?\}")
 _PERCENT = re.compile(r"cuda:%[dsi]")
+# `low_rank` and `lora_rank` are no process's: only these words before `rank` say one.
+_RANK_NAME = (
+    r"^_*rank$|(?:^|_)(?:local|global|world|node|dist|distributed|ddp|fsdp|gpu|cuda|device|dev|my|"
+    r"cur|current|this|self|proc|process|worker|parallel|dp|tp|pp|ep|cp|sp|mp|mpi|hvd|group|src|"
+    r"dst|source|target|main|master|default|peer|root|trainer)_?rank$"
+)
 _RANK = re.compile(
-    r"(?:^|_)(?:local_?rank|rank|gpu|gpu_?id|gpu_?idx|gpu_?index|gpu_?num|device_?id|device_?idx|"
-    r"device_?index|dev_?id|cuda_?id|device_?num|gpu_?rank)$",
+    _RANK_NAME + r"|(?:^|_)(?:gpu|gpu_?id|gpu_?idx|gpu_?index|gpu_?num|device_?id|device_?idx|"
+    r"device_?index|dev_?id|cuda_?id|device_?num)$",
     re.IGNORECASE,
 )
+_INT_NAME = re.compile(_RANK_NAME + r"|(?:^|_)rank_?(?:id|idx|index)$", re.IGNORECASE)
 _CHOICE = re.compile(
     r"(?:^|_)(?:impl|implementation|backend|kernel|engine|mode|kind|lang|language|platform|"
     r"provider|framework|target|arch|method|variant|name|suffix|ext|format|fmt|key|flavor)s?$",
@@ -177,7 +184,7 @@ def is_int(module: Module, node: ast.expr, depth: int = 0) -> bool | None:
     if isinstance(node, ast.Name):
         binding = module.binding(node)
         if binding is None or binding.imports:
-            return True if "rank" in node.id.lower() else None
+            return True if _INT_NAME.search(node.id) else None
         return _is_int_name(module, binding, depth)
     if isinstance(node, ast.Subscript):
         return False if module.qualified(node.value) == "os.environ" else None
@@ -193,7 +200,7 @@ def _is_int_attribute(module: Module, node: ast.Attribute, depth: int) -> bool |
     if written is not None:
         kind = next((word.value for word in written.keywords if word.arg == "type"), None)
         return module.qualified(kind) == "builtins.int" if kind is not None else False
-    return True if _RANK.search(node.attr) and "rank" in node.attr.lower() else None
+    return True if _INT_NAME.search(node.attr) else None
 
 
 def _is_int_name(module: Module, binding: Binding, depth: int) -> bool | None:
@@ -201,7 +208,7 @@ def _is_int_name(module: Module, binding: Binding, depth: int) -> bool | None:
         annotation = binding.parameter.annotation
         if annotation is not None:
             return module.qualified(annotation) == "builtins.int"
-        return True if "rank" in binding.name.lower() else None
+        return True if _INT_NAME.search(binding.name) else None
     if binding.values and not binding.is_opaque:
         answers = [is_int(module, value, depth + 1) for value in binding.values]
         if all(answers):

@@ -261,12 +261,6 @@ RULES = (
                 after="import torch\n\ntry:\n    torch.cuda.current_device()\n    has_gpu = True\n"
                 "except (RuntimeError, AssertionError):\n    has_gpu = False\n",
             ),
-            Example(
-                before="import torch\n\ntry:\n    torch.cuda.synchronize()\n"
-                "except RuntimeError:\n    pass\n",
-                after="import torch\nimport accel\n\ntry:\n    accel.synchronize()\n"
-                "except RuntimeError:\n    pass\n",
-            ),
         ),
         kept=(
             "import torch\n\ndef memory():\n    try:\n"

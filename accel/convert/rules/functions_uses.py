@@ -8,7 +8,7 @@ from typing import NamedTuple
 from accel.convert.finding import Edit
 from accel.convert.module import Module
 from accel.convert.rules.functions_calls import needs_torch, templated, torch_name
-from accel.convert.rules.functions_questions import SILENT, is_question
+from accel.convert.rules.functions_questions import asks
 from accel.convert.rules.functions_table import Known, lookup
 
 _DEFAULT = "torch.set_default_tensor_type"
@@ -59,7 +59,7 @@ def spell(module: Module, node: ast.expr, known: Known) -> Spelling | Refusal:
             name,
             "ACC026",
         )
-    if _asks(module, node, name):
+    if asks(module, node, name):
         return Refusal(
             f"{name} raises without CUDA, and the program takes that for an answer.",
             "Ask accel.is_available() in place of what is caught, and convert again.",
@@ -100,14 +100,6 @@ def spell(module: Module, node: ast.expr, known: Known) -> Spelling | Refusal:
         text = f"{spelled}({torch}.{known.dtype})"
         return Spelling(text, module.target.imports | imports)
     return Spelling(spelled, module.target.imports)
-
-
-def _asks(module: Module, node: ast.expr, name: str) -> bool:
-    """Whether a call is there to find out whether there is CUDA."""
-    call = module.parent(node)
-    if name.rpartition(".")[2] in SILENT or not isinstance(call, ast.Call):
-        return False
-    return call.func is node and is_question(module, call)
 
 
 def _as_type(module: Module, node: ast.expr, known: Known, name: str) -> Spelling | Refusal:

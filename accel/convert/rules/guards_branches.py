@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 from accel.convert.module import Module
 
 _OTHERS = frozenset({"npu", "xpu", "mps", "hpu", "mlu", "musa", "mtia", "hip", "xla", "tpu"})
+_NPU = re.compile(r"(?:^|_)npu(?:_|$)")
 _ATTRIBUTES = frozenset({f"is_{name}" for name in _OTHERS})
 
 
@@ -25,6 +27,28 @@ def other_branches(module: Module, node: ast.expr) -> str:
             if named:
                 return named
     return ""
+
+
+def ascend_branch(module: Module, node: ast.expr) -> bool:
+    """Whether a condition for Ascend's devices follows in the same chain: it must be reached."""
+    whole: ast.AST = node
+    while isinstance(module.parent(whole), ast.BoolOp):
+        whole = module.parent(whole)
+    parent = module.parent(whole)
+    if not isinstance(parent, ast.If) or parent.test is not whole:
+        return False
+    tests = list(_tests(module, parent))
+    return any(_asks_npu(test) for test in tests[tests.index(parent.test) + 1 :])
+
+
+def _asks_npu(test: ast.expr) -> bool:
+    for node in ast.walk(test):
+        name = getattr(node, "attr", None) or getattr(node, "id", None)
+        if isinstance(node, ast.Constant):
+            name = node.value
+        if isinstance(name, str) and _NPU.search(name):
+            return True
+    return False
 
 
 def _tests(module: Module, node: ast.If | ast.IfExp) -> Iterator[ast.expr]:

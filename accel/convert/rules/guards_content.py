@@ -41,7 +41,7 @@ _STRINGS = {
 }
 # Names of compiled functions and of the packages that hold them.
 _KERNEL = re.compile(
-    r"_cuda$|_cuda_(?:kernel|ext|op|impl|forward|backward)|^cuda_(?:kernel|ext|op|impl)|"
+    r"_cuda$|_cuda_(?:kernel|ext|op|impl|forward|backward)|^cuda_(?:kernel|ext|op|impl|forward|backward)|"
     r"^_?(?:C|ext|plugin)$|_(?:plugin|ext)$|triton|flash_attn|xformers"
 )
 # The same of functions that are called; a mere `kernel` is mostly a tensor.
@@ -120,9 +120,27 @@ def _is_kernel(module: Module, node: ast.AST, name: str) -> bool:
     if _KERNEL.search(name):
         return not isinstance(getattr(node, "ctx", None), ast.Store)
     parent = module.walk.parents.get(node)
+    if isinstance(parent, ast.Subscript) and parent.value is node:
+        return _is_launch(module, parent)
     is_called = isinstance(parent, ast.Call) and parent.func is node
-    is_own = not (module.qualified(node) or "").startswith("torch.")
-    return is_called and is_own and _CALLED.search(name) is not None
+    qualified = module.qualified(node) or ""
+    if not is_called or qualified.startswith("torch."):
+        return False
+    # What comes from `._ext` and the like is compiled, whatever it is called.
+    owners = qualified.split(".")[:-1]
+    return _CALLED.search(name) is not None or any(_is_extension(owner) for owner in owners)
+
+
+def _is_launch(module: Module, node: ast.Subscript) -> bool:
+    """`kernel[grid](...)`, as Triton's and Numba's kernels are launched."""
+    parent = module.walk.parents.get(node)
+    grid = node.slice
+    named = isinstance(grid, ast.Name) and "grid" in grid.id
+    return (
+        isinstance(parent, ast.Call)
+        and parent.func is node
+        and (named or isinstance(grid, (ast.Tuple, ast.Lambda)))
+    )
 
 
 def _other(module: Module, node: ast.AST) -> str:
@@ -187,3 +205,36 @@ def guarded(module: Module, test: ast.expr) -> list[ast.AST] | None:
     if isinstance(parent, ast.IfExp) and parent.test is node:
         return [parent.body]
     return None
+
+
+def guarded_after(module: Module, test: ast.expr) -> tuple[list[ast.stmt], list[ast.stmt]]:
+    """What runs only if the condition `not test` does not hold.
+
+    Returns:
+        The statements of its `else`, and those behind an early return or raise.
+    """
+    node: ast.AST = test
+    while isinstance(module.parent(node), ast.Compare):
+        node = module.parent(node)
+    parent = module.parent(node)
+    if not (isinstance(parent, ast.UnaryOp) and isinstance(parent.op, ast.Not)):
+        return [], []
+    node, parent = parent, module.parent(parent)
+    while isinstance(parent, ast.BoolOp) and isinstance(parent.op, ast.Or):
+        node, parent = parent, module.parent(parent)
+    if not isinstance(parent, ast.If) or parent.test is not node:
+        return [], []
+    outer = module.parent(parent)
+    blocks = [getattr(outer, name, None) for name in ("body", "orelse", "finalbody")]
+    block = next((b for b in blocks if isinstance(b, list) and parent in b), [])
+    after = block[block.index(parent) + 1 :] if block and leaves(parent) else []
+    return list(parent.orelse), after
+
+
+def leaves(statement: ast.If) -> bool:
+    """Whether what a condition guards ends by leaving the block around it."""
+    last = statement.body[-1]
+    if isinstance(last, ast.Expr) and isinstance(last.value, ast.Call):
+        func = last.value.func
+        return isinstance(func, ast.Attribute) and func.attr in ("exit", "_exit", "skip")
+    return isinstance(last, (ast.Return, ast.Raise, ast.Continue, ast.Break))

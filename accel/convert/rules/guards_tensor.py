@@ -43,6 +43,13 @@ RULES = (
             _T + "\nclass Box:\n    def __init__(self):\n        self.is_cuda = False\n\n"
             "b = Box()\nprint(b.is_cuda)\n",
             _T + "\nif args.is_cuda:\n    print(1)\n",
+            _T + "\nbatch.is_cuda = True\n\nif batch.is_cuda:\n    print(1)\n",
+            "import types\nimport torch\n\nb = types.SimpleNamespace(is_cuda=False)\n"
+            "print(b.is_cuda)\n",
+            _T + "from ._ext import cuda_forward\n\ndef f(x):\n    if x.is_cuda:\n"
+            "        return cuda_forward(x)\n    return ref(x)\n",
+            _T + "\ndef f(x):\n    if x.is_cuda:\n        return _kern[(1,)](x)\n"
+            "    return ref(x)\n",
             _T + "\ndef f(x, net):\n    if x.is_cuda and len(ids) > 1:\n"
             "        return torch.nn.parallel.data_parallel(net, x, ids)\n    return net(x)\n",
             _T + "import corr_ext\n\ndef corr(x):\n    assert x.is_cuda\n"
@@ -99,8 +106,18 @@ def _is_own(module: Module, node: ast.Attribute) -> bool:
     """Whether the program defines such an attribute of its own."""
     if isinstance(node.value, ast.Name) and _SETTINGS.match(node.value.id):
         return True
+    made = module.value_of(node.value)
+    if isinstance(made, ast.Call) and any(word.arg == "is_cuda" for word in made.keywords):
+        return True  # SimpleNamespace(is_cuda=...)
+    base = module.text(node.value)
+    if any(_is_set(one) and module.text(one.value) == base for one in module.all(ast.Attribute)):
+        return True
     owner = instance_class(module, node.value)
     if owner is None:
         return False
     methods = {item.name for item in owner.body if isinstance(item, ast.FunctionDef)}
     return "is_cuda" in methods or bool(module.attributes.get((owner, "is_cuda")))
+
+
+def _is_set(node: ast.Attribute) -> bool:
+    return node.attr == "is_cuda" and isinstance(node.ctx, ast.Store)

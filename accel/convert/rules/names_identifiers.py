@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 
 from accel.convert.module import Module
+from accel.convert.rules.functions_table import MODULES, lookup
 from accel.convert.rules.names_known import MAPPINGS, TORCHS, Known
 from accel.convert.rules.names_sinks import called
 from accel.convert.rules.names_verdict import (
@@ -22,6 +23,11 @@ from accel.convert.scopes import Binding
 _CONTAINERS = frozenset({
     "builtins", "argparse", "types", "easydict", "yacs", "omegaconf", "ml_collections", "addict",
     "box", "attrdict", "munch", "dataclasses", "optparse", "simple_parsing",
+})  # fmt: skip
+# Parts of torch.cuda whose names settings have, too: they say nothing unless they are called.
+_SETTINGS = frozenset({
+    "amp", "device", "graph", "graphs", "memory", "nvtx", "profiler", "random", "seed", "stream",
+    "temperature",
 })  # fmt: skip
 # What torch's own tree has in C++ only.
 _COMPILED = ("torch._C.", "torch.ops.")
@@ -42,9 +48,9 @@ class Identifiers:
             word: The whole name in the text; of a statement that lists names, the one meant.
         """
         if isinstance(node, ast.Name):
-            return self._name(node)
+            return self._alike(node) or self._name(node)
         if isinstance(node, ast.Attribute):
-            return self._attribute(node)
+            return self._alike(node) or self._attribute(node)
         if isinstance(node, ast.arg):
             return Verdict(OWN_NAME, f"{word} is a parameter of this program's own function")
         if isinstance(node, ast.keyword):
@@ -67,6 +73,52 @@ class Identifiers:
             "If it is a setting of this program's own, it may stay; if it is torch's, ask the "
             "device in another way.",
         )
+
+    # --- what may be torch.cuda ----------------------------------------------------------------
+
+    def _alike(self, node: ast.Name | ast.Attribute) -> Verdict | None:
+        """`x.cuda.synchronize()`: whatever else is called `cuda`, this may be torch's module."""
+        name = node.id if isinstance(node, ast.Name) else node.attr
+        if name != "cuda" or self._is_known(node):
+            return None
+        names, outer = [], self._module.parent(node)
+        inner: ast.AST = node
+        while isinstance(outer, ast.Attribute) and isinstance(outer.ctx, ast.Load):
+            names.append(outer.attr)
+            inner, outer = outer, self._module.parent(outer)
+        is_called = isinstance(outer, ast.Call) and outer.func is inner
+        if not names or (names[-1] in _SETTINGS and not is_called):
+            return None
+        full = f"torch.cuda.{names[0]}"
+        if full not in MODULES and lookup(full) is None:
+            return None
+        return unknown(
+            f"{self._module.text(inner)} may be {'.'.join(['torch.cuda', *names])}: it is read "
+            "from an object of unknown kind",
+            "If the object is torch or torch.cuda, import torch in this file, write the name in "
+            "full, and convert again; if it is this program's own, it may stay.",
+        )
+
+    def _is_known(self, node: ast.Name | ast.Attribute) -> bool:
+        """Whether the file itself says what is called `cuda` here, and it is not torch's."""
+        if isinstance(node, ast.Attribute):
+            owner = self._module.qualified(node.value)
+            if owner is not None and not owner.startswith("builtins."):
+                return True  # a module's, which is judged by its name
+            values = self._module.attribute_values(node)
+            return bool(values) and all(map(self._is_own, values))
+        binding = self._module.scope(node).find(node.id)
+        if binding is None or binding.parameter or binding.is_opaque:
+            return False
+        if binding.imports or binding.definitions:
+            return True
+        return bool(binding.values) and all(map(self._is_own, binding.values))
+
+    def _is_own(self, value: ast.expr | None) -> bool:
+        """Whether a value is a literal, or what a class of this tree makes."""
+        if isinstance(value, ast.Call):
+            return isinstance(value.func, ast.Name) and self._known.has_class(value.func.id)
+        return isinstance(value, (ast.Constant, ast.Dict, ast.List, ast.Tuple, ast.Set))
 
     # --- names ---------------------------------------------------------------------------------
 

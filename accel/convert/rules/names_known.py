@@ -75,6 +75,10 @@ class Known:
             return True
         return self._module.vendor.own(name) in self._project.names
 
+    def has_class(self, name: str) -> bool:
+        """Whether this file has a class of this name."""
+        return any(node.name == name for node in self._module.all(ast.ClassDef))
+
     def has_option(self, name: str) -> bool:
         """Whether a command-line option of the tree is read by this name."""
         return name in self._own_options or name in self._project.options

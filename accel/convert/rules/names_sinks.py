@@ -13,7 +13,8 @@ from accel.convert.project import OPTION_MAKERS
 
 Sink = Literal[
     "docstring", "message", "help", "option", "key", "attribute", "export", "annotation",
-    "command", "default", "comparison", "path", "table", "list", "error", "unknown",
+    "command", "default", "comparison", "path", "table", "list", "error", "search",
+    "unknown",
 ]  # fmt: skip
 
 _DEEPEST = 3  # variables that are followed from where they are assigned to where they are read
@@ -51,6 +52,13 @@ _GATHERERS = frozenset({
 _SEARCHES = frozenset(
     {"startswith", "endswith", "find", "rfind", "index", "count", "search", "match", "fullmatch"}
 )
+# Of `re`: what they look for comes first.
+_PATTERNS = frozenset({
+    "compile", "findall", "finditer", "fullmatch", "match", "search", "split", "sub", "subn",
+})  # fmt: skip
+# Tests that an error is raised, and what it says.
+_RAISED = frozenset({"raises", "warns", "assertRaisesRegex", "assertWarnsRegex", "deprecated_call"})
+_SAID = frozenset({"match", "expected_regex"})
 # Functions that make files and folders, whose names these arguments are part of.
 _FILES = frozenset({"mkdtemp", "mkstemp", "TemporaryDirectory", "NamedTemporaryFile", "mktemp"})
 _PARTS = frozenset({"prefix", "suffix"})
@@ -181,6 +189,8 @@ class Sinks:
         name = called(call)
         if name in _FILES and keyword.arg in _PARTS:
             return "path"
+        if name in _RAISED and keyword.arg in _SAID:
+            return "error"
         if name not in OPTION_MAKERS and _LISTS.fullmatch(keyword.arg or ""):
             return "list"
         if keyword.arg in _HELP:
@@ -210,6 +220,10 @@ class Sinks:
         position = call.args.index(child) if child in call.args else -1
         if name in _SEARCHES and any(self._is_error(one) for one in (call.func, *call.args)):
             return "error"
+        if name in _RAISED and position == 1:
+            return "error"
+        if name in _SEARCHES or (qualified.startswith("re.") and name in _PATTERNS):
+            return "search"
         if name in _FILES and position in (0, 1):
             return "path"
         if name in _BY_NAME and call.args and self._is_torchs(call.args[0]):

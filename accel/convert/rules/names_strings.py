@@ -42,6 +42,11 @@ _CODE = re.compile(
     r"\w\(\)|\.\w+\(|\w\(\w+, |\w\(['\"]|"
     r"(?:^|\s)-{1,2}\w|\b\w+=\S|^\s*[\w.]+ = |nvidia-smi|nvcc"
 )
+# A line that gives a setting the name of a device: YAML, INI, JSON, an environment file.
+_SETTING = re.compile(
+    r"^[ \t]*(?:- )?[\"']?[\w.-]+[\"']?\s*[:=]\s*[\"']?(?:cuda(?::\d+)?|nccl)[\"']?\s*,?\s*(?:#.*)?$",
+    re.MULTILINE,
+)
 # The keys by which torch's dispatcher knows where an operator runs.
 _DISPATCH = re.compile(r"(?:Autograd|Autocast|Sparse|SparseCsr|Quantized|Nested)*CUDA")
 # How errors of CUDA and its libraries begin: programs look for these in messages.
@@ -70,6 +75,15 @@ _ERROR = (
     "a text that is looked for in an error's message: on other devices the message has other words",
     "Catch the exception's class (torch.OutOfMemoryError for memory), or look for words that have "
     "no device in them, such as 'out of memory'.",
+)
+_SEARCHED = (
+    "a text that another one is compared with or searched for: what it finds cannot be seen",
+    "If the other text comes from a tool, a driver or an error of CUDA's, other devices say it in "
+    "other words.",
+)
+_CONFIGURATION = (
+    "a text in which a setting is the name of a device or backend",
+    "See who reads the text; a program that hands the value to accel.device takes it as it is.",
 )
 _COMMAND = (
     "a command or code in a string, which this converter does not read",
@@ -109,7 +123,7 @@ class Strings:
                 "a file or program of CUDA's own installation",
                 "Other devices have theirs elsewhere; run this on CUDA only.",
             )
-        return self._by_name(text, sink) or self._by_content(text)
+        return self._by_name(text, sink) or self._by_content(text, sink)
 
     def _device(self, text: str, sink: Sink) -> Verdict:
         if sink == "option":
@@ -168,7 +182,7 @@ class Strings:
                 (compared if is_compared else written).add(node.value)
         return frozenset(written & compared)
 
-    def _by_content(self, text: str) -> Verdict:
+    def _by_content(self, text: str, sink: Sink) -> Verdict:
         stripped = text.strip()
         if _FAILURE.match(stripped):
             return unknown(*_ERROR)
@@ -189,6 +203,10 @@ class Strings:
             return Verdict(
                 PATH, "a path or file name: no device is spelled with a slash or an ending"
             )
+        if _SETTING.search(text):
+            return unknown(*_CONFIGURATION)
+        if sink in ("comparison", "search"):
+            return unknown(*_SEARCHED)
         if blank and not _CODE.search(stripped) and len(_WORDS.findall(stripped)) >= 2:
             return Verdict(TEXT, "words for people: no device or option is spelled with blanks")
         if blank or _CODE.search(stripped):
