@@ -61,7 +61,10 @@ def flags(program: str) -> set[str]:
             "b = 'gloo' if not torch.cuda.is_available() else 'nccl'\ndist.init_process_group(b)",
             "b = accel.dist_backend()\ndist.init_process_group(b)",
         ),
-        ("dist.init_process_group(backend='NCCL')", "dist.init_process_group(backend=accel.dist_backend())"),
+        (
+            "dist.init_process_group(backend='NCCL')",
+            "dist.init_process_group(backend=accel.dist_backend())",
+        ),
         (
             "dist.init_process_group('gloo' if windows else 'nccl')",
             "dist.init_process_group('gloo' if windows else accel.dist_backend())",

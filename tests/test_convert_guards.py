@@ -247,6 +247,64 @@ def test_a_guard_outside_a_condition_is_not_kept() -> None:
     assert not guards.is_kept(module, module.all(ast.Call)[0].func)
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        "if not torch.cuda.is_available():\n    raise SystemExit(1)\nimport cupy\n",
+        "if flag or not torch.cuda.is_available():\n    sys.exit(1)\ng = torch.cuda.CUDAGraph()\n",
+        "class A:\n    def __init__(self):\n        self.fast = torch.cuda.is_available()\n\n"
+        "    def f(self, n):\n        return torch.nn.DataParallel(n) if self.fast else n\n",
+        "def usable():\n    return torch.cuda.is_available()\n\nif usable():\n    import cupy\n",
+        "if torch.cuda.is_available() and a:\n    f()\nelif is_torch_npu_available():\n    g()\n",
+        "if torch.cuda.is_available():\n    y = _kern[grid](x)\nelse:\n    y = x\n",
+    ],
+)
+def test_other_guards_of_what_only_cuda_has(program) -> None:
+    result = convert(f"import sys\nimport torch\n\n{program}")
+    assert b"torch.cuda.is_available()" in result.after
+    assert "ACC030" in {f.rule for f in result.findings if f.action == "flag"}
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "if not torch.cuda.is_available():\n    return_early()\nimport cupy\n",
+        "if not torch.cuda.is_available():\n    raise SystemExit(1)\n"
+        "net = torch.nn.DataParallel(net)\n",
+        "if torch.cuda.is_available():\n    f()\nelif mps.is_available():\n    g()\n",
+        "if torch.npu.is_available():\n    x = 1\nelif torch.cuda.is_available():\n    x = 2\n",
+        "def has_cuda():\n    return torch.cuda.is_available()\n\nif has_cuda():\n    net.cuda()\n",
+        "if torch.cuda.is_available():\n    y = handlers['a'](x)\n",
+        "if not torch.cuda.is_available():\n    x = 1\nelse:\n    x = net.cuda()\n",
+    ],
+)
+def test_guards_of_what_any_device_has(program) -> None:
+    assert b"accel.is_available()" in convert(f"import torch\n\n{program}").after
+
+
+def test_an_attribute_that_guards_both() -> None:
+    program = (
+        "import torch\n\nclass A:\n    def __init__(self):\n"
+        "        self.fast = torch.cuda.is_available()\n\n    def f(self, n):\n"
+        "        if self.fast:\n            n.cuda()\n"
+        "        return torch.nn.DataParallel(n) if self.fast else n\n"
+    )
+    result = convert(program)
+    assert b"self.fast = accel.is_available()" in result.after
+    assert [f.line for f in result.findings if f.rule == "ACC030"] == [10]
+
+
+def test_an_attribute_that_a_context_is_given_is_the_programs_own() -> None:
+    program = (
+        "import torch\n\nclass F(torch.autograd.Function):\n    @staticmethod\n"
+        "    def forward(ctx, x):\n        ctx.is_cuda = x.is_cuda\n        return x\n\n"
+        "    @staticmethod\n    def backward(ctx, g):\n        return g if ctx.is_cuda else -g\n"
+    )
+    after = convert(program).after.decode()
+    assert "ctx.is_cuda = accel.on_accelerator(x)" in after
+    assert "return g if ctx.is_cuda else -g" in after
+
+
 NEGATIVES = [
     "if impl == 'cuda' and x.device.type == 'cuda' and _init():\n    pass",
     "use_fused = ok and device_type == 'cuda'",

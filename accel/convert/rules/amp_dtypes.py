@@ -36,8 +36,8 @@ def default_dtype(module: Module, node: ast.expr) -> Iterator[Finding]:
     comma = ", " if call.args or call.keywords else ""
     yield module.edit(
         node, "ACC040", "torch.cuda.amp.autocast casts to float16 where it is told nothing.",
-        Edit(Span(at, at), (f"{comma}dtype={torch}.float16",)), imports=needs_torch(module, node, torch),
-        subject="torch.cuda.amp.autocast",
+        Edit(Span(at, at), (f"{comma}dtype={torch}.float16",)),
+        imports=needs_torch(module, node, torch), subject="torch.cuda.amp.autocast",
     )  # fmt: skip
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import cast
 
 from accel.convert.finding import Edit, Finding, Span
-from accel.convert.flow import is_device
 from accel.convert.flow.evidence import (
     instance_class,
     is_tensor_or_module,
@@ -18,11 +17,10 @@ from accel.convert.flow.evidence import (
 from accel.convert.flow.positions import is_location
 from accel.convert.module import Module
 from accel.convert.rule import Example, Rule
+from accel.convert.rules.devices_imported import is_foreign, may_be_foreign
 from accel.convert.rules.devices_spelling import (
     attribute_span,
     device_call,
-    is_int,
-    named_index,
     place_of,
 )
 from accel.convert.rules.devices_spelling import call as device_of_place
@@ -115,9 +113,6 @@ RULES = (
     ),
 )
 _DEFINED = re.compile(rb"\bdef\s+(\w+)")
-_OTHER = frozenset(
-    {"numba", "cupy", "pycuda", "numpy", "tensorflow", "jax", "cv2", "triton", "mxnet", "warp"}
-)
 
 
 def find(module: Module) -> Iterator[Finding]:
@@ -180,8 +175,15 @@ def _call(module: Module, call: ast.Call, func: ast.Attribute) -> Finding:
             "The method cuda() is called as a function.",
             "Write `tensor.to(accel.device(index))`.",
         )
-    if _is_foreign(module, call, receiver):
+    if is_foreign(module, call, receiver):
         return module.keep(name, "ACC010", "It is a function of another package.")
+    if may_be_foreign(module, receiver, bool(call.args)):
+        return module.flag(
+            name,
+            "ACC010",
+            f"{module.text(receiver)} is imported: its cuda() may be a function of a module's.",
+            "If it is a tensor or module, write `.to(accel.device())`.",
+        )
     edits = _edits(module, call)
     if edits is None:
         return module.flag(
@@ -220,28 +222,6 @@ def _is_unbound(module: Module, receiver: ast.expr) -> bool:
         return True
     binding = module.binding(receiver) if isinstance(receiver, ast.Name) else None
     return binding is not None and any(isinstance(d, ast.ClassDef) for d in binding.definitions)
-
-
-def _is_foreign(module: Module, call: ast.Call, receiver: ast.expr) -> bool:
-    """A function named `cuda` in a module."""
-    root = receiver
-    while isinstance(root, ast.Attribute):
-        root = root.value
-    name = module.qualified(receiver)
-    if name is None or not isinstance(root, ast.Name):
-        return False
-    if name.partition(".")[0] in _OTHER or name in module.project.modules:
-        return True
-    binding = module.binding(root)
-    nodes = binding.import_nodes if binding is not None and isinstance(receiver, ast.Name) else []
-    if any(isinstance(node, ast.Import) for node in nodes):
-        return True
-    # `from lib import utils; utils.cuda(batch)` or `from lib import net; net.cuda(gpu)`.
-    return bool(nodes) and bool(call.args) and not _names_device(module, call.args[0])
-
-
-def _names_device(module: Module, node: ast.expr) -> bool:
-    return named_index(node) or bool(is_int(module, node)) or is_device(module, node) is True
 
 
 def _edits(module: Module, call: ast.Call) -> list[Edit] | None:

@@ -6,17 +6,21 @@ import ast
 from collections.abc import Iterator
 
 from accel.convert.finding import Finding
-from accel.convert.flow import is_device, is_tensor_or_module, may_be_none
+from accel.convert.flow import is_device, is_device_string, is_tensor_or_module, may_be_none
 from accel.convert.flow.showing import is_moved, is_shown, names_value
 from accel.convert.module import Module
 from accel.convert.rule import Example, Rule
 from accel.convert.rules.devices_spelling import (
     Piece,
+    Place,
+    call,
     converted,
+    device_arguments,
     get_device,
     is_get_device,
     is_int,
     named_index,
+    place_of,
 )
 
 _T = "import torch\n"
@@ -155,9 +159,7 @@ def _argument(module: Module, call: ast.Call, place: ast.expr) -> Iterator[Findi
     is_small = not isinstance(place, ast.Constant) or int(place.value) <= _LARGEST  # type: ignore[arg-type]
     may_be_own = "to" in module.project.methods
     is_likely = is_moved(module, call) or bool(call.keywords) or names_value(receiver)
-    if is_shown(module, receiver) or (
-        not may_be_own and (says_device or (is_small and is_likely))
-    ):
+    if is_shown(module, receiver) or (not may_be_own and (says_device or (is_small and is_likely))):
         yield from _whole(module, place, place)
     elif is_small:
         yield module.flag(
@@ -238,10 +240,22 @@ def _distributed(module: Module, call: ast.Call) -> Iterator[Finding]:
             branches = [word.value.body, word.value.orelse]
         for branch in branches:
             rank = _rank(branch, name)
-            parts = module.target.call(helper, rank) if rank is not None else None
+            parts = _helped(module, helper, rank) if rank is not None else None
             if parts is not None:
                 message = "It is None on a CPU, and the process's own device elsewhere."
                 yield converted(module, branch, "ACC008", message, *parts)
+
+
+def _helped(module: Module, helper: str, rank: ast.expr) -> tuple[Piece, ...] | None:
+    """The call of a helper: for a device, with its number."""
+    named, number = rank, None
+    if isinstance(rank, ast.Call) and module.qualified(rank.func) == "torch.device":
+        first, number = device_arguments(rank)
+        named = rank if first is None else first
+    place = place_of(module, named)
+    if place is None:
+        return module.target.call(helper, rank)
+    return call(module, helper, Place((number,)) if number is not None else place)
 
 
 def _ranks(node: ast.expr) -> bool:
@@ -257,4 +271,6 @@ def _rank(node: ast.expr, word: str) -> ast.expr | None:
             return None
         first = node.elts[0]
         return None if isinstance(first, ast.Constant) and first.value is None else first
-    return None if isinstance(node, ast.Constant) and not isinstance(node.value, int) else node
+    if isinstance(node, ast.Constant) and not isinstance(node.value, int):
+        return node if is_device_string(node.value) else None
+    return node

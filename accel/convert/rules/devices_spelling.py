@@ -78,6 +78,20 @@ def place_of(module: Module, node: ast.expr) -> Place | None:
     return Place((value,) if is_int(module, value) else ("int(", value, ")"))
 
 
+def device_arguments(node: ast.Call) -> tuple[ast.expr | None, ast.expr | None]:
+    """The name and the number that `torch.device` is given."""
+    words = {word.arg: word.value for word in node.keywords}
+    if len(node.args) > 2 or not words.keys() <= {"type", "index", "device"}:
+        return None, None
+    named = node.args[0] if node.args else words.get("type", words.get("device"))
+    number = node.args[1] if len(node.args) > 1 else words.get("index")
+    if isinstance(named, ast.Starred) or isinstance(number, ast.Starred):
+        return None, None
+    if isinstance(number, ast.Constant) and number.value is None:
+        number = None
+    return named, number
+
+
 def _index_of(node: ast.expr) -> ast.expr | None:
     """The expression behind `cuda:` in a text that is put together."""
     if isinstance(node, ast.JoinedStr):

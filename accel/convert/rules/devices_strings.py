@@ -16,6 +16,7 @@ from accel.convert.flow import (
 )
 from accel.convert.flow.options import destination
 from accel.convert.flow.positions import is_location, position
+from accel.convert.flow.showing import is_shown
 from accel.convert.module import Module
 from accel.convert.rules.devices_conditions import Choice, choice_of
 from accel.convert.rules.devices_rules import STRING_RULES
@@ -26,6 +27,7 @@ from accel.convert.rules.devices_spelling import (
     Place,
     call,
     converted,
+    device_arguments,
     names_choice,
     place_of,
     template_of,
@@ -59,7 +61,7 @@ def find(module: Module) -> Iterator[Finding]:
 
 
 def _torch_device(module: Module, node: ast.Call, taken: set[ast.AST]) -> Iterator[Finding]:
-    named, number = _arguments(node)
+    named, number = device_arguments(node)
     if named is None:
         return
     if isinstance(named, ast.IfExp):
@@ -88,7 +90,7 @@ def _torch_device(module: Module, node: ast.Call, taken: set[ast.AST]) -> Iterat
     outer = module.parent(node)
     if isinstance(outer, ast.Attribute) and outer.attr == "type" and _is_compared(module, outer):
         return  # a question about the kind of a device
-    if place.number or _is_immediate(module, node):
+    if place.number or is_immediate(module, node):
         yield from _replace(
             module, node, "ACC004", "device", place, "It names the device that is there."
         )
@@ -102,20 +104,6 @@ def _torch_device(module: Module, node: ast.Call, taken: set[ast.AST]) -> Iterat
         place,
         "It is the type of the device that is there.",
     )
-
-
-def _arguments(node: ast.Call) -> tuple[ast.expr | None, ast.expr | None]:
-    """The name and the number that `torch.device` is given."""
-    words = {word.arg: word.value for word in node.keywords}
-    if len(node.args) > 2 or not words.keys() <= {"type", "index", "device"}:
-        return None, None
-    named = node.args[0] if node.args else words.get("type", words.get("device"))
-    number = node.args[1] if len(node.args) > 1 else words.get("index")
-    if isinstance(named, ast.Starred) or isinstance(number, ast.Starred):
-        return None, None
-    if isinstance(number, ast.Constant) and number.value is None:
-        number = None
-    return named, number
 
 
 def _replace(
@@ -138,7 +126,7 @@ def _no_target(module: Module, node: ast.AST, rule: str) -> Finding:
     )
 
 
-def _is_immediate(module: Module, node: ast.AST) -> bool:
+def is_immediate(module: Module, node: ast.AST) -> bool:
     """Whether a device is used on the spot, by a call that makes or moves tensors."""
     if not is_device_position(module, node):
         return False
@@ -148,7 +136,9 @@ def _is_immediate(module: Module, node: ast.AST) -> bool:
         return False
     name = module.qualified(outer.func) or ""
     if isinstance(outer.func, ast.Attribute) and outer.func.attr in ("to", "cuda", "to_empty"):
-        return True
+        # The tree's own `to` may want the text that it was given.
+        is_own = outer.func.attr == "to" and "to" in module.project.methods
+        return not is_own or is_shown(module, outer.func.value)
     if isinstance(outer.func, ast.Attribute) and outer.func.attr.startswith("new_"):
         return True
     deferred = ("torch.device", "torch.set_default_device", "torch.get_device_module")
@@ -178,7 +168,7 @@ def _chosen(module: Module, node: ast.IfExp, choice: Choice) -> Iterator[Finding
     message = "It chooses the device that is there."
     if not choice.is_object:
         parts = text_for(module, choice.place)
-    elif choice.place.number or _is_immediate(module, node):
+    elif choice.place.number or is_immediate(module, node):
         parts = call(module, "device", choice.place)
     else:
         inner = call(module, "default_device_type", choice.place)
@@ -316,7 +306,7 @@ def _argument(module: Module, node: ast.expr, place: Place) -> Iterator[Finding]
     rule = "ACC002" if isinstance(node, ast.Constant) else "ACC005"
     message = "It names the device that is there."
     parts: tuple[Piece, ...] | None
-    if _is_immediate(module, node):
+    if is_immediate(module, node):
         parts = call(module, "device", place)
     else:
         parts = text_for(module, place)

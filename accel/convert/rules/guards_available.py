@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from weakref import WeakKeyDictionary
 
 from accel.convert.finding import Finding
+from accel.convert.flow import sinks
 from accel.convert.module import Module
 from accel.convert.rule import Example, Rule
+from accel.convert.rules.guards_branches import ascend_branch
 from accel.convert.rules.guards_content import (
     GUARDS,
     asks_for_cuda,
     content,
     guarded,
+    guarded_after,
     only_switches,
 )
 from accel.convert.rules.guards_counts import decides
@@ -58,6 +61,12 @@ RULES = (
             "    subprocess.run(['nvidia-smi', '-L'])\n",
             _T + "\nif torch.cuda.is_available():\n    print(torch.version.cuda)\n",
             _T + "\nif torch.cuda.is_available():\n    import bitsandbytes as bnb\n",
+            _T + "\ndef main():\n    if not torch.cuda.is_available():\n        return\n"
+            "    import pycuda.autoinit\n",
+            _T + "\nif not torch.cuda.is_available():\n    net = Net()\n"
+            "else:\n    net = torch.nn.DataParallel(Net())\n",
+            _T + "\nif torch.cuda.is_available():\n    run(1)\n"
+            "elif hasattr(torch, 'npu') and torch.npu.is_available():\n    run(2)\n",
             _T + "\nif torch.cuda.is_available() and flag:\n    from nms import nms_cuda_kernel\n",
             _T + "\nif torch.cuda.is_available():\n    import apex\nelse:\n    apex = None\n",
             _T + "\nargs.n_gpu = torch.cuda.device_count()\nprint(args.n_gpu)\n\n"
@@ -74,6 +83,7 @@ RULES = (
         ),
     ),
 )
+_LOOSE = ("DataParallel", "data_parallel", "torch.version.cuda")
 _kept: WeakKeyDictionary[Module, frozenset[ast.AST]] = WeakKeyDictionary()
 
 
@@ -120,7 +130,34 @@ def _remembered(module: Module, call: ast.Call, findings: dict[ast.AST, Finding]
         return True
     for use, what in only.items():
         findings.setdefault(use, _flag(module, use, what))
+    return False if uses else _answered(module, call, findings)
+
+
+def _answered(module: Module, call: ast.Call, findings: dict[ast.AST, Finding]) -> bool:
+    """The same of an answer that an attribute holds, or a function of the program's own gives."""
+    tests: dict[ast.expr, str] = {}
+    others = 0
+    for sink in sinks(module, call):
+        test = sink.node.test if isinstance(sink.node, (ast.If, ast.IfExp)) else None
+        if test is None or call in ast.walk(test) or asks_for_cuda(module, test):
+            others += sink.kind not in ("message", "stored")
+            continue
+        what = content(module, guarded(module, test) or _branch(sink.node)).only_cuda
+        if what:
+            tests[test] = what
+        else:
+            others += 1
+    if tests and not others:
+        findings[call] = _flag(module, call.func, next(iter(tests.values())))
+        return True
+    for test, what in tests.items():
+        findings.setdefault(test, _flag(module, test, what))
     return False
+
+
+def _branch(node: ast.AST) -> list[ast.AST]:
+    body = getattr(node, "body", [])
+    return list(body) if isinstance(body, list) else [body]
 
 
 def _counted(module: Module, call: ast.Call, findings: dict[ast.AST, Finding]) -> bool:
@@ -166,7 +203,14 @@ def _behind(module: Module, use: ast.Name) -> str:
 def _guard(module: Module, call: ast.Call) -> Finding | None:
     body = guarded(module, call)
     if body is None:
-        return None
+        return _negated(module, call)
+    if ascend_branch(module, call):
+        return module.flag(
+            call.func,
+            "ACC030",
+            "The program has a branch of its own for Ascend behind this one.",
+            "See what other devices do; accel.is_available() may stand behind the other branches.",
+        )
     is_count = module.qualified(call.func) != "torch.cuda.is_available"
     if not is_count and only_switches([n for n in body if isinstance(n, ast.stmt)], module):
         return module.keep(call.func, "ACC030", "It guards switches of CUDA's own.")
@@ -177,6 +221,17 @@ def _guard(module: Module, call: ast.Call) -> Finding | None:
     if not what:
         return None
     return _flag(module, call.func, what)
+
+
+def _negated(module: Module, call: ast.Call) -> Finding | None:
+    """A guard by `if not torch.cuda.is_available()`: of its `else`, or what its `return` leaves."""
+    otherwise, after = guarded_after(module, call)
+    what = content(module, otherwise).only_cuda
+    if not what:
+        # A whole program may follow: what has a finding of its own there needs no guard.
+        loose = content(module, after).only_cuda
+        what = "" if loose.startswith(_LOOSE) else loose
+    return _flag(module, call.func, what) if what else None
 
 
 def _flag(module: Module, node: ast.AST, what: str) -> Finding:

@@ -108,7 +108,8 @@ def _name(node: ast.AST) -> str:
     if isinstance(node, ast.Attribute):
         return node.attr
     if isinstance(node, ast.alias):
-        return node.name.rpartition(".")[2]
+        root = node.name.partition(".")[0]
+        return root if root in _ONLY_CUDA else node.name.rpartition(".")[2]
     if isinstance(node, ast.ImportFrom):
         return (node.module or "").partition(".")[0]
     return ""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ast
+import re
 
 from accel.convert.module import Module
+from accel.convert.rules.loading_numbers import is_number
 
 _STATE = frozenset({"load_state_dict", "load_params", "_load_state_dict"})
-_NOT_MOVED = ("rng", "random", "seed")
+# Keys of what stays on a CPU, and names of objects that hold such.
+_NOT_MOVED = re.compile(r"rng|random|seed|generator|sampler|loader", re.IGNORECASE)
+_ASSIGN = 2  # the place of `assign` in Module.load_state_dict
 
 
 def feeds_state(module: Module, load: ast.Call) -> bool:
-    """Whether a loaded value reaches `load_state_dict`, and nothing that must stay on the CPU.
+    """Whether a loaded value reaches `load_state_dict`, and else is only read for numbers.
 
     Such a value is copied to where the module's parameters are, so that it does not matter where it
     was read to. Anything else may be data that the program wants where it was saved.
@@ -39,28 +43,42 @@ def _uses(module: Module, node: ast.expr) -> list[ast.expr]:
 
 
 def _kind(module: Module, node: ast.expr) -> str:
-    """`state`, `plain` (a number, a name) or `other`."""
+    """`state`, `plain` (only read, for a number or a name) or `other`."""
     parent = module.parent(node)
     if isinstance(parent, ast.Call) and node in parent.args:
-        if isinstance(parent.func, ast.Attribute) and parent.func.attr in _STATE:
+        if _takes_state(module, parent):
             return "state"
         name = module.qualified(parent.func) or ""
         return "plain" if name.startswith(("builtins.print", "builtins.len", "gc.")) else "other"
     key = _key(parent, node)
     if key is not None:
-        if any(word in key.lower() for word in _NOT_MOVED):
-            return "other"
-        return _of_part(module, parent)
+        return _of_part(module, parent, key)
     if isinstance(parent, ast.Compare):
         return "plain"
     if isinstance(parent, (ast.Delete, ast.Expr)):
         return "plain"
-    if isinstance(parent, ast.Attribute) and parent.attr in ("keys", "get", "items"):
+    if isinstance(parent, ast.Attribute) and parent.attr in ("keys", "get", "pop", "items"):
         outer = module.parent(parent)
+        if parent.attr == "keys":
+            return "plain"
         if parent.attr == "items":
             return _filtered(module, outer)
-        return _of_part(module, outer) if isinstance(outer, ast.Call) else "other"
+        first = outer.args[0] if isinstance(outer, ast.Call) and outer.args else None
+        text = str(first.value) if isinstance(first, ast.Constant) else ""
+        return _of_part(module, outer, text) if first is not None else "other"
     return "other"
+
+
+def _takes_state(module: Module, call: ast.Call) -> bool:
+    """Whether a call copies its argument into a module or an optimizer."""
+    func = call.func
+    if not isinstance(func, ast.Attribute) or func.attr not in _STATE:
+        return False
+    given = [word.value for word in call.keywords if word.arg in ("assign", None)]
+    given += call.args[_ASSIGN:]
+    if any(not isinstance(value, ast.Constant) or value.value is not False for value in given):
+        return False  # the module's parameters become what was read
+    return _NOT_MOVED.search(module.text(func.value)) is None
 
 
 def _filtered(module: Module, items: ast.AST) -> str:
@@ -69,8 +87,13 @@ def _filtered(module: Module, items: ast.AST) -> str:
     whole = module.parent(loop) if isinstance(loop, ast.comprehension) else None
     if not isinstance(whole, ast.DictComp) or not isinstance(whole.value, ast.Name):
         return "other"
-    kinds = {_kind(module, use) for use in _uses(module, whole)}
-    return "state" if kinds and kinds <= {"state", "plain"} and "state" in kinds else "other"
+    return _as_state(module, whole)
+
+
+def _as_state(module: Module, node: ast.expr) -> str:
+    """`state` for what is only put into a module, itself or through a variable."""
+    kinds = {_kind(module, use) for use in _uses(module, node)}
+    return "state" if kinds <= {"state", "plain"} and "state" in kinds else "other"
 
 
 def _key(parent: ast.AST, node: ast.expr) -> str | None:
@@ -81,9 +104,11 @@ def _key(parent: ast.AST, node: ast.expr) -> str | None:
     return None
 
 
-def _of_part(module: Module, part: ast.AST) -> str:
+def _of_part(module: Module, part: ast.AST, key: str) -> str:
     """What becomes of one entry of a checkpoint."""
-    parent = module.parent(part)
-    func = parent.func if isinstance(parent, ast.Call) and part in parent.args else None
-    is_state = isinstance(func, ast.Attribute) and func.attr in _STATE
-    return "state" if is_state else "plain"
+    if _NOT_MOVED.search(key) or not isinstance(part, ast.expr):
+        return "other"
+    state = _as_state(module, part)
+    if state == "state":
+        return state
+    return "plain" if is_number(module, part, key) else "other"

@@ -10,6 +10,7 @@ from accel.convert.finding import Edit, Finding, Span
 from accel.convert.module import Module
 from accel.convert.rules import functions_calls as calls
 from accel.convert.rules.functions_amp import is_cuda
+from accel.convert.rules.memory_methods import is_own_method
 from accel.convert.rules.memory_rules import RULES as RULES
 
 _FORKS = frozenset({"torch.random.fork_rng", "torch.fork_rng"})
@@ -105,17 +106,20 @@ def _generator(module: Module, call: ast.Call) -> Iterator[Finding]:
 
 def _pin(module: Module, call: ast.Call, func: ast.Attribute) -> Iterator[Finding]:
     receiver = func.value
-    if (
-        module.qualified(receiver) == "accel"
-        or not calls.imports(module, "torch")
-        or _is_own(receiver)
-    ):
+    own = is_own_method(module, func)
+    if module.qualified(receiver) == "accel" or not calls.imports(module, "torch") or own:
         return
     span = module.span(call)
     device = calls.argument(call, 0, "device")
     count = len(call.args) + len(call.keywords)
     if count and not (count == 1 and device is not None):
         return  # none of torch's
+    if own is None:
+        yield module.flag(
+            call, "ACC077", "A class of the program's own has a pin_memory, too.",
+            "Write accel.pin_memory(tensor), if it is a tensor.", subject="pin_memory",
+        )  # fmt: skip
+        return
     parts = module.target.call("pin_memory", receiver)
     message = "pin_memory() raises where there is no accelerator; the function returns the tensor."
     lost = calls.has_comment(module, Span(module.span(receiver).end, span.end))
@@ -126,13 +130,6 @@ def _pin(module: Module, call: ast.Call, func: ast.Attribute) -> Iterator[Findin
         )  # fmt: skip
         return
     yield module.convert(call, "ACC077", message, *parts, subject="pin_memory")
-
-
-def _is_own(receiver: ast.expr) -> bool:
-    """A method of the program's own: `self.pin_memory()`, `super().pin_memory()`."""
-    if isinstance(receiver, ast.Call):
-        receiver = receiver.func
-    return isinstance(receiver, ast.Name) and receiver.id in ("self", "cls", "super")
 
 
 def _pin_option(module: Module, call: ast.Call, item: ast.keyword) -> Iterator[Finding]:

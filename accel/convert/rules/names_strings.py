@@ -44,7 +44,8 @@ _CODE = re.compile(
 )
 # A line that gives a setting the name of a device: YAML, INI, JSON, an environment file.
 _SETTING = re.compile(
-    r"^[ \t]*(?:- )?[\"']?[\w.-]+[\"']?\s*[:=]\s*[\"']?(?:cuda(?::\d+)?|nccl)[\"']?\s*,?\s*(?:#.*)?$",
+    r"^[ \t]*(?:- )?[\"']?[\w.-]+[\"']?[ \t]*[:=]\s*"
+    r"[\"']?(?:cuda(?::\d+)?|nccl)[\"']?[ \t]*,?[ \t]*(?:#.*)?$",
     re.MULTILINE,
 )
 # The keys by which torch's dispatcher knows where an operator runs.

@@ -1,4 +1,4 @@
-"""Names of `torch.cuda` that come by way of another file of the tree, where no rule follows them."""
+"""Names of `torch.cuda` that come by way of another file of the tree."""
 
 from __future__ import annotations
 

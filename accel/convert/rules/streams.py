@@ -8,17 +8,12 @@ from collections.abc import Iterator
 
 from accel.convert.finding import Edit, Finding, Span
 from accel.convert.module import Module
-from accel.convert.rules.functions_calls import has_comment, has_stars, imports, scopes
+from accel.convert.rules import streams_objects
+from accel.convert.rules.functions_calls import has_comment, has_stars, imports
+from accel.convert.rules.memory_methods import is_own_method
 from accel.convert.rules.streams_rules import RULES as RULES
 
 _ACTIVITY = re.compile(r"torch\.(\w+\.)*ProfilerActivity\.(\w+)")
-# Calls whose value is a stream.
-_STREAMS = frozenset(
-    {
-        "torch.cuda.Stream", "torch.cuda.current_stream", "torch.cuda.default_stream",
-        "torch.cuda.streams.Stream",
-    }
-)  # fmt: skip
 _OLD_PROFILERS = frozenset(
     {
         "torch.autograd.profiler.profile",
@@ -33,7 +28,8 @@ _PROFILE = "Use torch.profiler.profile(activities=accel.profiler_activities())."
 
 
 def find(module: Module) -> Iterator[Finding]:
-    """`record_stream`, raw handles, profiler activities and the older profilers."""
+    """`record_stream`, what only CUDA's streams have, profiler activities, older profilers."""
+    yield from streams_objects.find(module)
     for call in module.all(ast.Call):
         if isinstance(call.func, ast.Attribute) and call.func.attr == "record_stream":
             yield from _record_stream(module, call, call.func)
@@ -53,8 +49,6 @@ def _attribute(module: Module, node: ast.Attribute) -> Iterator[Finding]:
         match = _ACTIVITY.fullmatch(module.qualified(node) or "")
         if match:
             yield _activity(module, node)
-    elif node.attr in ("cuda_stream", "cuda_event"):
-        yield from _handle(module, node)
     elif node.attr == "emit_nvtx":
         if module.qualified(node) == "torch.autograd.profiler.emit_nvtx":
             yield module.flag(
@@ -78,8 +72,9 @@ def _record_stream(module: Module, call: ast.Call, func: ast.Attribute) -> Itera
     receiver = func.value
     if module.qualified(receiver) in ("accel", "self", "super") or not imports(module, "torch"):
         return
-    if isinstance(receiver, ast.Name) and receiver.id in ("self", "cls"):
-        return  # a method of the program's own
+    own = is_own_method(module, func)
+    if own:
+        return
     if len(call.args) != 1 or call.keywords or has_stars(call):
         return
     parts = module.target.call("record_stream", receiver, call.args[0])
@@ -87,7 +82,13 @@ def _record_stream(module: Module, call: ast.Call, func: ast.Attribute) -> Itera
     span = module.span(call)
     gap = Span(module.span(receiver).end, module.span(call.args[0]).start)
     rest = Span(module.span(call.args[0]).end, span.end)
-    if parts is None:
+    if own is None:
+        yield module.flag(
+            call, "ACC051", "A class of the program's own has a record_stream, too.",
+            "Write accel.record_stream(tensor, stream), if it is a tensor.",
+            subject="record_stream",
+        )  # fmt: skip
+    elif parts is None:
         yield module.flag(
             call, "ACC051", f"The target {module.target.name} has nothing for record_stream.",
             "Call it on tensors of an accelerator only.", subject="target",
@@ -100,44 +101,6 @@ def _record_stream(module: Module, call: ast.Call, func: ast.Attribute) -> Itera
         )  # fmt: skip
     else:
         yield module.convert(call, "ACC051", message, *parts)
-
-
-def _handle(module: Module, node: ast.Attribute) -> Iterator[Finding]:
-    """`.cuda_stream`: of a stream that is converted, or of something that comes from elsewhere."""
-    if _is_stream(module, node.value) and module.target.name == "accel":
-        yield module.edit(
-            node, "ACC052",
-            "The stream is torch's generic one, whose raw handle, for CUDA code, is native_handle.",
-            Edit(module.attribute_span(node), ("native_handle",)),
-            imports=frozenset(), effort="review", subject=node.attr,
-        )  # fmt: skip
-        return
-    if node.attr in module.project.names or _is_stored(module, node.attr):
-        return
-    yield module.flag(
-        node, "ACC052", "It is a raw handle of the CUDA runtime, for code that is written in CUDA.",
-        "A converted stream is torch's generic one and has it as native_handle; other devices' "
-        "code wants their own.", subject=node.attr,
-    )  # fmt: skip
-
-
-def _is_stream(module: Module, node: ast.expr) -> bool:
-    """Whether an expression makes or is one of CUDA's streams, in this file."""
-    values: list[ast.expr | None] = [module.value_of(node)]
-    if isinstance(node, ast.Attribute):
-        values = module.attribute_values(node)
-    calls = [value for value in values if isinstance(value, ast.Call)]
-    return bool(values) and all(
-        value in calls and module.qualified(value.func) in _STREAMS for value in values
-    )
-
-
-def _is_stored(module: Module, name: str) -> bool:
-    """Whether the file itself gives something such an attribute, or binds such a name."""
-    stores = (a for a in module.all(ast.Attribute) if not isinstance(a.ctx, ast.Load))
-    if any(a.attr == name for a in stores):
-        return True
-    return any(name in scope.names for scope in scopes(module))
 
 
 # --- profiles ----------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from accel.convert.finding import Entry, FileResult, Finding, Span
 from accel.convert.sweep import shell
-from accel.convert.sweep.notebook_cells import Code, code_of, joined, parted
+from accel.convert.sweep.notebook_cells import Code, code_of, joined, parted, takes_python
 from accel.convert.sweep.notebook_json import Cell, cells_of, offsets, rewritten
 from accel.convert.sweep.text import Text, ledger_of
 
@@ -128,7 +128,8 @@ class _Book:
         elif code.kind == "other" or code.error:
             yield from self._foreign(code, table)
         for span in code.commands if not code.error and code.kind == "python" else ():
-            yield from self._shell(code, span)
+            takes = takes_python(code.text[span.start : span.end])
+            yield from self._magic(code, span) if takes else self._shell(code, span)
 
     def _shell(self, code: Code, span: Span, *, skip_first: bool = False) -> Iterator[Finding]:
         """Look at commands as a script of their own, and move the findings into the file."""
@@ -143,6 +144,20 @@ class _Book:
         for finding in inner:
             low, high = (table[span.start + offset] for offset in finding.span)
             yield self._moved(finding, Span(low, high), code.number)
+
+    def _magic(self, code: Code, span: Span) -> Iterator[Finding]:
+        """A magic with Python code that is not converted where it stands."""
+        table = self.places[code.number]
+        place = Span(table[span.start], table[span.end])
+        if next(self.text.hits(place), None) is None:
+            return
+        line = code.text[span.start : span.end].strip()
+        found = self.text.flag(
+            place, "ACC128", f"cell {code.number} has Python code in a magic's arguments: {line}",
+            "Write the code on a line of its own and convert again, or convert it by hand.",
+            subject=f"cell {code.number}",
+        )  # fmt: skip
+        yield replace(found, snippet=f"cell {code.number}: {line}")
 
     def _foreign(self, code: Code, table: list[int]) -> Iterator[Finding]:
         span = Span(table[0], table[-1])
@@ -204,7 +219,7 @@ def _replaced(chars: str, changes: list[tuple[int, int, str]]) -> str:
 
 
 class _Shift:
-    """Places of a masked cell in its own text: a placeholder is not as long as its line."""
+    """Places of a masked cell in its own text: a placeholder is not as long as what it is for."""
 
     def __init__(self, code: Code) -> None:
         self.old = [0]
@@ -215,9 +230,12 @@ class _Shift:
             self.new.append(self.new[-1] + len(line))
 
     def to_text(self, offset: int) -> int:
-        """The place in the text; lines that are masked hold nothing that is asked for."""
+        """The place in the text; only what is behind a placeholder is asked for."""
         line = bisect_right(self.new, offset) - 1
-        return min(self.old[line] + offset - self.new[line], self.old[-1])
+        if line + 1 == len(self.new):
+            return self.old[-1]
+        # Counted from the line's end, since placeholders come first.
+        return max(self.old[line], self.old[line + 1] - (self.new[line + 1] - offset))
 
 
 class _Cursor:

@@ -12,6 +12,13 @@ from accel.convert.finding import Span
 _PYTHON = frozenset({"time", "timeit", "capture", "prun", "python", "python3", "debug"})
 _SHELL = frozenset({"bash", "sh", "script", "system", "sx", "!"})
 _MAGIC = re.compile(r"(\s*)([!%?]|[\w., \t]+?=\s*[!%](?=\w))")
+# Line magics that run the Python code behind them, with the options that they take before it.
+_RUNS = re.compile(
+    r"(\s*)(%(?:time|timeit|prun)(?:[ \t]+-[a-zA-Z](?:[ \t]*\d+)?)*[ \t]+)(?=[^\s-])(.*)"
+)
+# Magics with Python code, or names of functions, in their arguments.
+_TAKES = re.compile(r"%{1,2}(?:time|timeit|prun|lprun|mprun|memit|debug|snakeviz|pyinstrument)\b")
+_CELL_MAGIC = re.compile(r"%%\w")
 _HELP = re.compile(r"\s*[\w.]+\?{1,2}\s*")
 
 
@@ -23,9 +30,10 @@ class Code:
         number: From 1, among all cells.
         text: Its source.
         kind: `python`, `shell`, or `other` for cells in another language.
-        masked: Python text with a placeholder for each line of IPython's.
-        magics: Those lines, as they are.
-        commands: Where in `text` they are, with the lines that go on with one.
+        masked: Python text with a placeholder for each line of IPython's, or for the magic before
+            the code that it runs.
+        magics: What the placeholders stand for.
+        commands: Where in `text` the lines without Python are, with those that go on with one.
         error: Why the masked text does not parse; "" if it does.
     """
 
@@ -45,13 +53,22 @@ def code_of(number: int, text: str) -> Code:
     if first and first[1] not in _PYTHON:
         code.kind = "shell" if first[1] in _SHELL else "other"
         return code
-    lines, at, continues = [], 0, False
+    lines: list[str] = []
+    at, continues = 0, False
     for line in text.splitlines(keepends=True):
         body = line.rstrip("\r\n")
         match = _MAGIC.match(body)
-        if continues or match or _HELP.fullmatch(body):
+        runs = None if continues else _RUNS.fullmatch(body)
+        if runs and _is_simple(runs[3]):
+            lines.append(
+                f"{runs[1]}{_mark(number, len(code.magics))}; {runs[3]}{line[len(body) :]}"
+            )
+            code.magics.append(runs[2])
+        elif continues or match or _HELP.fullmatch(body):
             indent = "" if continues else re.match(r"\s*", body)[0]  # type: ignore[index]
-            held = "#" if continues else "pass#"
+            # What comes before the first statement comes behind a magic of the whole cell.
+            is_comment = continues or (not code.magics and _CELL_MAGIC.match(body) is not None)
+            held = "#" if is_comment else "pass#"
             lines.append(f"{indent}{held}{_mark(number, len(code.magics))}" + line[len(body) :])
             code.magics.append(body)
             start = code.commands.pop().start if continues else at
@@ -66,6 +83,24 @@ def code_of(number: int, text: str) -> Code:
     except (SyntaxError, ValueError, RecursionError) as error:
         code.error = str(getattr(error, "msg", "") or error)
     return code
+
+
+def takes_python(command: str) -> bool:
+    """Whether a line of IPython's has Python code in it, and not a command of a shell's."""
+    return _TAKES.search(command.partition("!")[0]) is not None
+
+
+def _is_simple(text: str) -> bool:
+    """Whether a text is Python statements that may stand behind others on a line."""
+    try:
+        body = ast.parse(text).body
+    except (SyntaxError, ValueError, RecursionError):
+        return False
+    return not text.endswith("\\") and not any(map(_is_compound, body))
+
+
+def _is_compound(node: ast.stmt) -> bool:
+    return hasattr(node, "body") or hasattr(node, "cases")
 
 
 def _mark(cell: int, index: int) -> str:
@@ -100,7 +135,8 @@ def parted(text: str, codes: list[Code]) -> dict[int, str]:
         own = before + own.removesuffix("\n")
         before = ""
         for index, magic in enumerate(code.magics):
-            held = re.search(rf"[ \t]*(?:pass)?#{_mark(code.number, index)}", own)
+            mark = _mark(code.number, index)
+            held = re.search(rf"[ \t]*(?:pass)?#{mark}|{mark}; ", own)
             if held:
                 own = own[: held.start()] + magic + own[held.end() :]
         sources[code.number] = own
