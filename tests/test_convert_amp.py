@@ -71,10 +71,133 @@ def test_an_attribute_that_is_always_cuda() -> None:
     assert "torch.autocast(device_type=self.kind)" in body(program.format("kind"))
 
 
-def test_a_parameter_that_is_cuda_by_default_is_for_a_human() -> None:
-    program = "import torch\n\ndef f(device_type='cuda'):\n    return torch.autocast(device_type)\n"
-    found = [f for f in convert(program).findings if f.rule == "ACC042"]
+# Programs in which the text `cuda` reaches an amp function through a variable, and what they ask.
+REACHED = {
+    "def f(kind):\n    return torch.autocast(kind)\n\nf('cuda')\n": "flag",
+    "def f(kind):\n    return torch.autocast(kind)\n\nf('cpu')\n": "keep",
+    "p.add_argument('--device', default='cuda')\na = p.parse_args()\n"
+    "torch.autocast(device_type=a.device)\n": "flag",
+    "class A:\n    def __init__(self, device='cuda'):\n        self.device = device\n\n"
+    "    def f(self):\n        return torch.autocast(self.device)\n": "flag",
+    "conf = {'device': 'cuda'}\ntorch.autocast(conf['device'])\n": "flag",
+    "device = torch.device('cuda')\ntorch.autocast(device.type)\n": "flag",
+    "def f(kind='cuda'):\n    return torch.amp.GradScaler(device=kind)\n": "flag",
+    "device = 'cuda' if torch.cuda.is_available() else 'cpu'\ntorch.autocast(device)\n": "keep",
+    "device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')\n"
+    "torch.autocast(device_type=device.type)\n": "keep",
+    "if torch.cuda.is_available():\n    device = 'cuda'\nelse:\n    device = 'cpu'\n"
+    "torch.autocast(device)\n": "keep",
+    "device = 'cpu'\nif not torch.cuda.is_available():\n    pass\nelse:\n    device = 'cuda'\n"
+    "torch.autocast(device)\n": "keep",
+    "device = 'cuda'\nif not torch.cuda.is_available():\n    device = 'cpu'\n"
+    "torch.autocast(device)\n": "keep",
+    "p.add_argument('--device', default='cuda')\na = p.parse_args()\n"
+    "if a.device == 'cuda' and not torch.cuda.is_available():\n    a.device = 'cpu'\n"
+    "torch.autocast(a.device)\n": "keep",
+    "device = 'cuda'\nif slow:\n    device = 'cpu'\ntorch.autocast(device)\n": "flag",
+    "device = 'cuda'\ntorch.autocast(device)\nif not torch.cuda.is_available():\n"
+    "    device = 'cpu'\n": "flag",
+    # Asked before the call, in the ways of public programs.
+    "def f(kind='cuda'):\n    if kind == 'cpu':\n        return None\n"
+    "    return torch.autocast(kind)\n": "keep",
+    "def f(kind='cuda'):\n    if kind == 'cuda':\n        return None\n"
+    "    return torch.autocast(kind)\n": "flag",
+    "def f(kind='cuda'):\n    return torch.autocast(kind, enabled=kind == 'cuda')\n": "keep",
+    "def f(kind='cuda'):\n    return torch.autocast(kind, enabled=amp and kind != 'cpu')\n": "keep",
+    "def f(kind='cuda'):\n    return torch.autocast(kind, enabled=amp or kind != 'cpu')\n": "flag",
+    "def f(kind='cuda'):\n    return torch.autocast(kind, enabled=amp)\n": "flag",
+    "def f(device='cuda'):\n    kind = torch.device(device).type\n"
+    "    return torch.autocast(kind) if 'cuda' in kind else None\n": "keep",
+    "def f(device='cuda'):\n    if not device.startswith('cuda'):\n        return None\n"
+    "    return torch.autocast(device)\n": "keep",
+    "def f(kind='cuda'):\n    return torch.autocast(kind) if kind in ('cpu', 'cuda') else None\n": (
+        "flag"
+    ),
+    "def f(kind='cuda', other='cpu'):\n"
+    "    return torch.autocast(kind) if other == 'cuda' else None\n": "flag",
+    # A text that is taken for what another device is.
+    "def f(device):\n    kind = 'cuda' if 'cuda' in device else 'cpu'\n"
+    "    return torch.autocast(kind)\n": "keep",
+    "device = 'cuda'\nkind = 'cuda' if 'cuda' in device else 'cpu'\ntorch.autocast(kind)\n": "flag",
+}
+
+
+@pytest.mark.parametrize(("program", "action"), REACHED.items())
+def test_a_text_that_reaches_amp_through_a_variable(program, action) -> None:
+    found = [f for f in convert(f"import torch\n\n{program}").findings if f.rule == "ACC042"]
+    assert [f.action for f in found if not f.snippet[f.column - 1 :].startswith("'cuda'")] == [
+        action
+    ]
+
+
+NANO = """import torch
+from contextlib import nullcontext
+device = 'cuda'
+dtype = 'bfloat16'
+exec(open('configurator.py').read())
+device_type = 'cuda' if 'cuda' in device else 'cpu'
+ptdtype = {'float32': torch.float32, 'bfloat16': torch.bfloat16}[dtype]
+ctx = nullcontext() if device_type == 'cpu' else torch.amp.autocast(
+    device_type=device_type, dtype=ptdtype
+)
+"""
+
+
+def test_a_program_that_asks_for_cpu_has_nothing_to_look_at() -> None:
+    result = convert(NANO)
+    assert {f.action for f in result.findings} == {"convert", "keep"}
+    assert "device_type=device_type" in result.after.decode()
+
+
+QUESTIONS = (
+    "torch.is_autocast_enabled()",
+    "torch.is_autocast_enabled('cuda')",
+    "torch.get_autocast_dtype('cuda')",
+    "torch.set_autocast_enabled('cuda', True)",
+    "torch.set_autocast_dtype(device_type='cuda', dtype=torch.float16)",
+    "torch.get_autocast_gpu_dtype()",
+)
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_questions_about_cudas_autocast_are_for_a_human(question) -> None:
+    found = [f for f in convert(f"import torch\n\nx = {question}\n").findings if f.rule == "ACC044"]
     assert [f.action for f in found] == ["flag"]
+    other = question.replace("'cuda'", "kind").replace("gpu_dtype()", "dtype(kind)")
+    if other != question:
+        assert not convert(f"import torch\n\nx = {other}\n").findings
+
+
+OUTER = "torch.autocast('cuda', dtype=torch.bfloat16)"
+NESTED = {
+    "torch.cuda.amp.autocast()": "accel.autocast(dtype=torch.float16)",
+    "torch.cuda.amp.autocast(e)": "accel.autocast(e, dtype=torch.float16)",
+    "torch.cuda.amp.autocast(enabled=e,)": "accel.autocast(enabled=e, dtype=torch.float16,)",
+    "torch.cuda.amp.autocast(dtype=d)": "accel.autocast(dtype=d)",
+    "torch.cuda.amp.autocast(e, d)": "accel.autocast(e, d)",
+    "torch.cuda.amp.autocast(**more)": "accel.autocast(**more)",
+    "torch.cuda.amp.autocast((e))": "accel.autocast((e))",  # and flagged
+}
+
+
+@pytest.mark.parametrize("before", NESTED)
+def test_float16_is_written_where_another_type_may_be_in_force(before) -> None:
+    after = body(f"import torch\n\nwith {OUTER}:\n    {before}\n")
+    assert after == f"with accel.autocast(dtype=torch.bfloat16):\n    {NESTED[before]}"
+    alone = body(f"import torch\n\nwith torch.autocast('cuda'):\n    {before}\n")
+    assert alone.splitlines()[1].strip() == NESTED[before].replace(
+        ", dtype=torch.float16", ""
+    ).replace("dtype=torch.float16", "")
+
+
+def test_float16_is_written_for_imported_names_and_flagged_for_other_targets() -> None:
+    program = (
+        "import torch\nfrom torch.cuda.amp import autocast\n\n"
+        f"with {OUTER}, autocast():\n    pass\n"
+    )
+    assert "autocast(dtype=torch.float16):" in body(program)
+    found = convert(program, target="torch").findings
+    assert "flag" in {f.action for f in found if f.rule == "ACC040"}
 
 
 def test_a_comment_in_the_way_is_not_lost() -> None:

@@ -17,6 +17,7 @@ from tests.test_convert_tree_writing import in_git
 
 ROOT = Path(__file__).parents[1]
 HUMAN = "import torch\n\ntorch.cuda.temperature()\n"  # no other device has it
+NPU = "import torch\nimport torch_npu\n\ntorch.npu.synchronize()\n"
 KEPT = "import torch\n\ntorch.cuda.synchronize()  # accel: keep[ACC020]\n"
 
 
@@ -121,6 +122,13 @@ def test_check_lists_what_is_pending(tmp_path, ran) -> None:
         ({"a.py": KEPT}, ["--check"], 0),
         ({"a.py": SOURCE}, ["--check", "--ignore", "ACC020"], 0),
         ({"a.py": SOURCE}, ["--check", "--select", "ACC02"], 1),
+        # What is flagged is no less true when its rule converts nothing.
+        ({"a.py": HUMAN}, ["--check", "--ignore", "ACC"], 3),
+        ({"a.py": HUMAN}, ["--check", "--select", "ACC001"], 3),
+        ({"Dockerfile": "FROM nvidia/cuda:12\n"}, ["--check", "--ignore", "ACC12"], 3),
+        ({"Dockerfile": "# accel: keep\nFROM nvidia/cuda:12\n"}, ["--check"], 0),
+        ({"a.py": NPU}, ["--check"], 3),
+        ({"a.py": NPU}, ["--check", "--from", "npu"], 1),
         ({"a.py": HUMAN}, ["--check"], 3),
         ({"a.py": HUMAN, "b.py": SOURCE}, ["--check"], 1),
         ({"a.py": HUMAN, "b.py": SOURCE}, ["--report"], 3),
@@ -199,6 +207,17 @@ def test_a_clean_tree_is_written(tmp_path, ran) -> None:
     assert (tmp_path / "a.py").read_text() == CONVERTED
 
 
+@pytest.mark.parametrize("own", ["pkg/accel/__init__.py", "pkg/accel.py", "src/accel/__init__.py"])
+def test_a_file_beside_a_package_of_this_librarys_name_is_not_written(tmp_path, ran, own) -> None:
+    made(tmp_path, {"pyproject.toml": "", "pkg/t.py": SOURCE, own: ""})
+    status, _, said = ran(tmp_path / "pkg/t.py", "--write")
+    assert status == 2
+    assert own in said
+    assert "would be imported in the place of this library" in said
+    assert (tmp_path / "pkg/t.py").read_text() == SOURCE
+    assert ran(tmp_path / "pkg/t.py", "--write", "--exclude", "accel*")[0] == 0
+
+
 def test_a_partial_failure_says_which_files_are_which(tmp_path, ran) -> None:
     made(tmp_path, {"a.py": SOURCE, "b.py": SOURCE})
     (tmp_path / "a.py").chmod(0o444)
@@ -217,6 +236,72 @@ def test_the_report_is_text_on_standard_output(tmp_path, ran) -> None:
     status, report, said = ran(made(tmp_path, {"a.py": SOURCE}), "--report")
     assert (status, said) == (0, "")
     assert report.startswith("GO: the tool converts the 1 site.")
+
+
+def test_the_text_lists_what_is_kept_only_if_asked(tmp_path, ran) -> None:
+    made(tmp_path, {"a.py": SOURCE + "use_cuda = 1\n"})
+    short, whole = ran(tmp_path, "--report")[1], ran(tmp_path, "--all")[1]
+    assert "ACC020 converted" in short
+    assert " kept:" not in short.partition("Every site")[2]
+    assert "--all lists them" in short
+    assert " kept: " in whole.partition("Every finding")[2]
+
+
+def test_text_and_page_name_files_from_here_and_the_json_as_the_tree_does(
+    tmp_path, ran, monkeypatch
+) -> None:
+    made(tmp_path, {"src/net/a.py": HUMAN, "src/node_modules/x.py": ""})
+    monkeypatch.chdir(tmp_path)
+    for root in ("src", tmp_path / "src", "./src/"):
+        text = ran(root, "--report")[1]
+        assert "\n    src/net/a.py:3: torch.cuda.temperature()\n" in text
+        assert "\nsrc/net/a.py (python, 3 lines)\n" in text
+        assert "src/node_modules/: made by a tool" in text
+        assert "src/net/a.py:3" in ran(root, "--format", "html")[1]
+    assert [one["path"] for one in json.loads(ran("src", "--format", "json")[1])["files"]] == [
+        "net/a.py"
+    ]
+
+
+def test_its_own_reports_and_logs_are_not_read_again(tmp_path, ran, monkeypatch) -> None:
+    monkeypatch.chdir(made(tmp_path, {"a.py": SOURCE, "own.json": '{"device": "cuda"}\n'}))
+    (tmp_path / "accel-trace.json").write_text(
+        json.dumps({"schema": "accel.trace", "calls": [{"api": "torch.cuda.synchronize"}]})
+    )
+    for kind in ("json", "sarif"):
+        assert ran(".", "--format", kind, "--output", f"{kind}.json")[0] == 3
+    report = json.loads(ran(".", "--format", "json")[1])
+    assert [one["path"] for one in report["files"]] == ["a.py", "own.json"]
+    assert {one["path"]: one["reason"] for one in report["summary"]["omitted"]} == {
+        name: "a report or a log of accel's own"
+        for name in ("accel-trace.json", "json.json", "sarif.json")
+    }
+
+
+def test_rules_that_are_switched_off_make_no_verdict_better(tmp_path, ran) -> None:
+    made(tmp_path, {"a.py": SOURCE + "x = torch.ones(2).cuda()\n"})
+    assert ran(tmp_path, "--report", "--select", "ACC02")[1].startswith(
+        "GO WITH WORK: 1 of 2 sites (50.0 %) convert by themselves, 1 is switched off in this run."
+    )
+    made(tmp_path, {"a.py": "import torch\n\nm = torch.nn.DataParallel(m)\n"})
+    assert ran(tmp_path, "--report", "--ignore", "ACC094") == ran(tmp_path, "--report")
+
+
+def test_code_for_another_vendor_is_no_go(tmp_path, ran) -> None:
+    report = ran(made(tmp_path, {"a.py": NPU}), "--report")[1]
+    assert report.startswith(
+        "GO WITH WORK: there is code that is bound to npu: run again with --from npu; "
+    )
+    assert "2 places of this file" in report
+    assert ran(tmp_path, "--report", "--from", "npu")[1].startswith("GO: the tool converts all")
+
+
+def test_a_target_with_cautions_names_what_needs_a_look(tmp_path, ran, monkeypatch) -> None:
+    monkeypatch.chdir(made(tmp_path, {"a.py": "import torch\n\nx = torch.ones(2).cuda(1)\n"}))
+    verdict = " ".join(ran(".", "--report", "--target", "torch")[1].split("\n\n")[0].split())
+    assert verdict == (
+        "GO: the tool converts the 1 site; 1 of them needs a look (class review): a.py:3."
+    )
 
 
 @pytest.mark.parametrize("kind", ["text", "json", "sarif", "html"])
@@ -247,7 +332,8 @@ def test_hostile_names_reach_the_page_as_text(tmp_path, ran) -> None:
     assert "alert(2)</script>" not in page
 
 
-def test_a_log_of_a_run_is_part_of_the_report(tmp_path, ran) -> None:
+def test_a_log_of_a_run_is_part_of_the_report(tmp_path, ran, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
     made(tmp_path, {"src/a.py": SOURCE + "getattr(torch, name)()\n"})
     call = {
         "path": str(tmp_path / "src/a.py"),
@@ -264,7 +350,7 @@ def test_a_log_of_a_run_is_part_of_the_report(tmp_path, ran) -> None:
     made(tmp_path, {"log.json": json.dumps(log)})
     report = ran(tmp_path / "src", "--report", "--trace-log", tmp_path / "log.json")[1]
     assert "Seen as the program ran" in report
-    assert "a.py:4: torch.cuda.synchronize (7 calls)" in report
+    assert "    src/a.py:4: torch.cuda.synchronize (7 calls)" in report
     made(tmp_path, {"log.json": "{}"})
     assert ran(tmp_path / "src", "--report", "--trace-log", tmp_path / "log.json")[0] == 2
 

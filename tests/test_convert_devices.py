@@ -20,7 +20,8 @@ def convert(program: str, **options):
 
 
 def after(program: str) -> str:
-    return convert("import torch\n" + program + "\n").after.decode()
+    more = "from torch.nn.parallel import DistributedDataParallel as P\n" if "P(" in program else ""
+    return convert(f"import torch\n{more}" + program + "\n").after.decode()
 
 
 def line(program: str) -> str:
@@ -106,8 +107,37 @@ LINES = {
     "d = torch.device(type='cuda')": "d = torch.device(type=accel.default_device_type())",
     # numbers
     "x.to(args.local_rank)": "x.to(accel.device(args.local_rank))",
+    "model.to(0)": "model.to(accel.device(0))",
+    "x.to(0, non_blocking=True)": "x.to(accel.device(0), non_blocking=True)",
+    "x.to(device=0)": "x.to(device=accel.device(0))",
+    "x.to(0).unsqueeze(1)": "x.to(accel.device(0)).unsqueeze(1)",
+    "t(s, return_tensors='pt').to(0)": "t(s, return_tensors='pt').to(accel.device(0))",
+    "x.to(self._rank)": "x.to(accel.device(self._rank))",
+    "x.to(ddp_local_rank)": "x.to(accel.device(ddp_local_rank))",
+    "x.to(f'cuda:{low_rank}')": "x.to(accel.device(int(low_rank)))",
     "x.to(gpu, torch.half)": "x.to(accel.device(gpu), torch.half)",
     "x.to(device=local_rank)": "x.to(device=accel.device(local_rank))",
+    # DistributedDataParallel
+    "P(m, device_ids=['cuda:1'], output_device='cuda:1')": (
+        "P(m, device_ids=accel.ddp_device_ids(1), output_device=accel.ddp_output_device(1))"
+    ),
+    "P(m, device_ids=[torch.device('cuda:0')], output_device=torch.device('cuda', r))": (
+        "P(m, device_ids=accel.ddp_device_ids(0), output_device=accel.ddp_output_device(r))"
+    ),
+    "P(m, device_ids=[f'cuda:{rank}'], output_device=get() % 8)": (
+        "P(m, device_ids=accel.ddp_device_ids(rank), "
+        "output_device=accel.ddp_output_device(get() % 8))"
+    ),
+    "P(m, device_ids=[0], output_device=None)": (
+        "P(m, device_ids=accel.ddp_device_ids(0), output_device=None)"
+    ),
+    # imported values and tables
+    "from lib import net\nnet.parameters()\nnet.cuda()": "net.to(accel.device())",
+    "from lib import net\nnet(x)\nnet.cuda()": "net.to(accel.device())",
+    "import lib\nlib.model.cuda()": "lib.model.to(accel.device())",
+    "load(encode_kwargs={'device': 'cuda'})": (
+        "load(encode_kwargs={'device': accel.default_device_type()})"
+    ),
     # defaults of look-ups
     "d = torch.device(opts.get('device', 'cuda'))": (
         "d = torch.device(opts.get('device', accel.default_device_type()))"
@@ -202,6 +232,44 @@ def test_torchscript_cannot_call_the_library(program) -> None:
     result = convert(f"import torch\n\n{program}\n")
     assert not result.is_changed
     assert "TorchScript" in " ".join(f.message for f in result.findings if f.action == "flag")
+
+
+FLAGGED = {
+    "def f(arm):\n    arm.to(3)": "ACC007",
+    "class Arm:\n    def to(self, n):\n        pass\n\ndef f(x, rank):\n    x.to(rank)": "ACC007",
+    "from lib import backends\n\nbackends.cuda()": "ACC010",
+    "import lib\n\nlib.backends.cuda()": "ACC010",
+    "build(device_type='cuda')": "ACC003",
+    "import requests\n\nrequests.post(u, json={'device': 'cuda'})": "ACC003",
+    "try:\n    y = x.cuda()\nexcept RuntimeError:\n    pass": "ACC001",
+    "try:\n    x.to('cuda')\nexcept Exception:\n    x = None": "ACC002",
+    "try:\n    x.to(f'cuda:{rank}')\nexcept Exception:\n    x = None": "ACC002",
+    "try:\n    x.to(torch.device('cuda'))\nexcept Exception:\n    x = None": "ACC004",
+    "try:\n    y = x.to(rank)\nexcept Exception:\n    y = None": "ACC007",
+}
+
+
+@pytest.mark.parametrize(("program", "rule"), FLAGGED.items())
+def test_what_cannot_be_told_is_left_to_a_person(program, rule) -> None:
+    text = f"import torch\n\n{program}\n"
+    result = convert(text)
+    assert result.after.decode() == text
+    assert rule in {finding.rule for finding in result.findings if finding.action == "flag"}
+
+
+def test_a_device_that_is_only_named_in_a_try_raises_nothing() -> None:
+    program = "try:\n    d = torch.device('cuda:1')\nexcept RuntimeError:\n    d = None"
+    assert "    d = accel.device(1)" in after(program)
+
+
+def test_a_to_of_the_trees_own_is_given_a_text_where_it_was() -> None:
+    program = (
+        "class Batch:\n    def to(self, where):\n        return where.split(':')\n\n"
+        "def f(x):\n    return x.to('cuda'), torch.ones(1).to('cuda')"
+    )
+    assert after(program).endswith(
+        "    return x.to(accel.default_device_type()), torch.ones(1).to(accel.device())\n"
+    )
 
 
 NEGATIVES = [

@@ -15,6 +15,8 @@ from accel.convert.flow import (
     purpose,
     sinks,
 )
+from accel.convert.flow.questions import is_question
+from accel.convert.flow.showing import is_shown
 from accel.convert.module import Module
 from accel.convert.options import Options
 from accel.convert.source import Source
@@ -41,6 +43,11 @@ SINKS = {
     "torch.load(p, 'cuda')": {"device"},
     "torch.autocast('cuda')": {"device_type"},
     "torch.autocast(device_type='cuda')": {"device_type"},
+    "build(device_type='cuda')": {"kind"},
+    "torch.testing.skip(device_type='cuda')": {"kind"},
+    "send({'device': 'cuda'})": {"passed"},
+    "send(dict(device='cuda'))": {"passed"},
+    "c = dict(device='cuda')": {"stored"},
     "xgboost.XGBClassifier(device='cuda')": {"foreign"},
     "a == 'cuda'": {"comparison"},
     "'cuda' in a": {"comparison"},
@@ -124,7 +131,21 @@ PURPOSES = {
     "where = 'cuda'\ntrain(where)": "unknown",
     "impl = 'cuda'\nif impl == 'cuda':\n    pass": "other",
     "print('cuda')": "other",
-    "params = {'device': 'cuda'}\ntrain(params)": "device",
+    "params = {'device': 'cuda'}\ntrain(params)": "unknown",
+    "params = {'device': 'cuda'}\ntrain(params)\nx.to(params['device'])": "device",
+    "params = dict(device='cuda')\ntrain(params)": "unknown",
+    "params = {'device': 'cuda'}\ntrain(**params)": "device",
+    "params = {'where': 'cuda'}\ntrain(**params)": "unknown",
+    "load(model_kwargs={'device': 'cuda'})": "device",
+    "send(json={'a': [{'device': 'cuda'}]})": "unknown",
+    "def run(c):\n    x.to(c['device'])\nrun({'device': 'cuda'})": "device",
+    "def run(c):\n    x.to(c.get('device'))\nparams = {'device': 'cuda'}\nrun(c=params)": "device",
+    "def run(c):\n    c['device'].split(':')\nrun({'device': 'cuda'})": "unknown",
+    "params = {'device': 'cuda'}\nprint(params)": "device",
+    "rows.append({'device': 'cuda'})": "device",
+    "build(device_type='cuda')": "unknown",
+    "kind = 'cuda'\nbuild(device_type=kind)\ntorch.autocast(kind)": "device",
+    "def build(device_type):\n    torch.autocast(device_type)\nbuild(device_type='cuda')": "device",
     "import xgboost\nparams = {'device': 'cuda'}\nxgboost.train(params)": "unknown",
 }
 
@@ -241,3 +262,60 @@ def test_names_of_devices() -> None:
     assert device_like("dev")
     assert not device_like("develop")
     assert not device_like("name")
+
+
+QUESTIONS = {
+    "try:\n    x.cuda()\nexcept RuntimeError:\n    ok = False": True,
+    "try:\n    y = x.cuda()\nexcept (AssertionError, OSError):\n    pass": True,
+    "try:\n    x.cuda()\n    ok = True\nexcept:\n    pass": True,
+    "try:\n    if a:\n        y = x.cuda()\nexcept RuntimeError:\n    pass": True,
+    "try:\n    x.cuda()\nexcept CudaError:\n    y = 1": True,
+    "with contextlib.suppress(Exception):\n    y = x.cuda()": True,
+    "try:\n    x.cuda()\nexcept RuntimeError:\n    pass": False,
+    "with contextlib.suppress(Exception):\n    x.cuda()": False,
+    "with pytest.raises((ValueError, RuntimeError)):\n    x.cuda()": True,
+    "x.cuda()": False,
+    "with torch.no_grad():\n    x.cuda()": False,
+    "with pytest.raises(ValueError):\n    x.cuda()": False,
+    "try:\n    x.cuda()\nexcept KeyError:\n    pass": False,
+    "try:\n    x.cuda()\nfinally:\n    done()": False,
+    "try:\n    x.cuda()\nexcept RuntimeError:\n    raise ValueError('no GPU')": False,
+    "try:\n    x.cuda()\nexcept Exception:\n    sys.exit(1)": False,
+    "try:\n    x.cuda()\nexcept RuntimeError as e:\n"
+    "    if 'out of memory' in str(e):\n        skip()": False,
+    "try:\n    y()\nexcept RuntimeError:\n    x.cuda()": False,
+    "try:\n    y()\nexcept RuntimeError:\n    z()\nelse:\n    x.cuda()": False,
+    "try:\n    def f():\n        x.cuda()\nexcept RuntimeError:\n    pass": False,
+}
+
+
+@pytest.mark.parametrize(("program", "answer"), QUESTIONS.items())
+def test_is_question(program, answer) -> None:
+    module = module_of(program + "\n")
+    (node,) = [node for node in module.all(ast.Attribute) if node.attr == "cuda"]
+    assert is_question(module, node) is answer
+
+
+SHOWN = {
+    "x = torch.ones(1)\nx.to(0)": True,
+    "def f(x: torch.Tensor):\n    x.to(0)": True,
+    "def f(x: 'nn.Module'):\n    x.to(0)": True,
+    "x.to(0)\nx.load_state_dict(s)": True,
+    "a.x.to(0)\na.x.parameters()": True,
+    "x.to(0)\ny = torch.cat(x)": True,
+    "tokens(text, return_tensors='pt').to(0)": True,
+    "def f(x):\n    x.to(0)": False,
+    "def f(x: Arm):\n    x.to(0)": False,
+    "a.x.to(0)\nb.x.parameters()": False,
+    "x.to(0)\nx.parameters": False,
+    "x.to(0)\ntorch.save(x, p)": False,
+    "tokens(text, return_tensors='np').to(0)": False,
+}
+
+
+@pytest.mark.parametrize(("program", "answer"), SHOWN.items())
+def test_is_shown(program, answer) -> None:
+    names = "" if program.startswith(("x = ", "def")) else "x, a, b = get()\n"
+    module = module_of(f"import torch\nfrom torch import nn\n{names}{program}\n")
+    (node,) = [node for node in module.all(ast.Attribute) if node.attr == "to"]
+    assert is_shown(module, node.value) is answer

@@ -186,6 +186,17 @@ def test_a_test_for_cuda_that_decides_on_more_is_converted() -> None:
         assert "accel.is_available()" in text(f"import torch\n{program}")
 
 
+def test_a_name_of_two_meanings_beside_one_that_moves_is_told() -> None:
+    result = convert(
+        "if wanted:\n    from torch.cuda import FloatTensor, Stream\nelse:\n"
+        "    from torch import FloatTensor\n    from mine import Stream\nFloatTensor(2)\n"
+    )
+    assert b"from torch.cuda import FloatTensor\n" in result.after
+    assert [(f.rule, f.line, f.column) for f in result.findings if f.action == "flag"] == [
+        ("ACC025", 2, 28)
+    ]
+
+
 def test_an_import_that_is_another_one_elsewhere_is_told() -> None:
     result = convert(
         "try:\n    import torch.cuda.amp as amp\nexcept ImportError:\n    import mine as amp\n"

@@ -255,7 +255,6 @@ def test_a_guard_outside_a_condition_is_not_kept() -> None:
         "class A:\n    def __init__(self):\n        self.fast = torch.cuda.is_available()\n\n"
         "    def f(self, n):\n        return torch.nn.DataParallel(n) if self.fast else n\n",
         "def usable():\n    return torch.cuda.is_available()\n\nif usable():\n    import cupy\n",
-        "if torch.cuda.is_available() and a:\n    f()\nelif is_torch_npu_available():\n    g()\n",
         "if torch.cuda.is_available():\n    y = _kern[grid](x)\nelse:\n    y = x\n",
     ],
 )
@@ -272,6 +271,8 @@ def test_other_guards_of_what_only_cuda_has(program) -> None:
         "if not torch.cuda.is_available():\n    raise SystemExit(1)\n"
         "net = torch.nn.DataParallel(net)\n",
         "if torch.cuda.is_available():\n    f()\nelif mps.is_available():\n    g()\n",
+        "d = 'cuda' if torch.cuda.is_available() else 'cpu'\nif d is None:\n    import cupy\n",
+        "if torch.cuda.is_available():\n    assert not torch._C.is_in_fork()\n",
         "if torch.npu.is_available():\n    x = 1\nelif torch.cuda.is_available():\n    x = 2\n",
         "def has_cuda():\n    return torch.cuda.is_available()\n\nif has_cuda():\n    net.cuda()\n",
         "if torch.cuda.is_available():\n    y = handlers['a'](x)\n",
@@ -279,7 +280,19 @@ def test_other_guards_of_what_only_cuda_has(program) -> None:
     ],
 )
 def test_guards_of_what_any_device_has(program) -> None:
-    assert b"accel.is_available()" in convert(f"import torch\n\n{program}").after
+    result = convert(f"import torch\n\n{program}")
+    assert b"torch.cuda.is_available" not in result.after
+    assert "ACC030" not in {f.rule for f in result.findings}
+
+
+def test_a_branch_for_ascend_that_follows_is_reached() -> None:
+    program = (
+        "import torch\n\nif torch.cuda.is_available() and a:\n    torch.cuda.empty_cache()\n"
+        "elif is_torch_npu_available():\n    torch.npu.empty_cache()\n"
+    )
+    result = convert(program)
+    assert b"if torch.cuda.is_available() and a:\n    accel.empty_cache()" in result.after
+    assert [f.action for f in result.findings if f.rule == "ACC030"] == ["keep"]
 
 
 def test_an_attribute_that_guards_both() -> None:
@@ -303,6 +316,20 @@ def test_an_attribute_that_a_context_is_given_is_the_programs_own() -> None:
     after = convert(program).after.decode()
     assert "ctx.is_cuda = accel.on_accelerator(x)" in after
     assert "return g if ctx.is_cuda else -g" in after
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "print(f\"{'cuda' if torch.cuda.is_available() else 'cpu'}\")\n",
+        "print('on ' + ('cpu' if not torch.cuda.is_available() else 'cuda'))\n",
+    ],
+)
+def test_the_test_of_a_choice_that_is_left_to_a_human_stays(program) -> None:
+    """Converted alone, it would say 'cuda' on another device."""
+    result = convert(f"import torch\n\n{program}")
+    assert not result.is_changed
+    assert {f.rule for f in result.findings if f.action == "flag"} == {"ACC006"}
 
 
 NEGATIVES = [

@@ -5,6 +5,7 @@ import unicodedata
 
 import pytest
 
+from accel.convert.keeping import SWITCHED_OFF
 from accel.convert.pages import lines, structured, text
 from accel.convert.pages.runs import Trace, Unseen
 from accel.convert.pages.summary import Place, groups, status, summarize
@@ -98,10 +99,64 @@ def test_the_text_fits_a_terminal_and_cannot_steer_it() -> None:
 
 
 def test_every_finding_is_in_the_text() -> None:
-    report = text.to_text(rich(), summarize(rich()))
+    whole = text.to_text(rich(), summarize(rich()), has_kept=True)
+    short = text.to_text(rich(), summarize(rich()))
     for one in (one for each in rich().files for one in each.findings):
-        assert f"{one.line:>6}  {one.rule}" in report
-    assert "ACC140 kept: a word of yours" in report
+        assert f"{one.line:>6}  {one.rule}" in whole
+        assert (f"{one.line:>6}  {one.rule}" in short) == (one.action != "keep")
+    assert "ACC140 kept: a word of yours" in whole
+
+
+def test_what_is_switched_off_is_a_site_that_is_not_converted() -> None:
+    off = finding("ACC020", "keep", 2, message=SWITCHED_OFF)
+    one = tree(file(findings=[finding(), off, finding("ACC140", "keep", 3)]))
+    found = summarize(one)
+    assert (found.sites, found.switched_off, found.share) == (2, 1, "50.0 %")
+    assert text.verdict(found) == (
+        "GO WITH WORK: 1 of 2 sites (50.0 %) convert by themselves, 1 is switched off in this run."
+    )
+    report = text.to_text(one, found)
+    assert "switched off in this run: 1; right as they are, and kept: 1 place." in report
+    assert "     2  ACC020 kept: the rule that converts it is switched off in this run." in report
+    document = json.loads(structured.to_json(one, found))
+    assert document["summary"]["switched_off"] == 1
+    assert document["summary"]["findings"] == {"convert": 1, "flag": 0, "keep": 2}
+
+
+def test_a_go_names_what_needs_a_look() -> None:
+    lines = [finding(line=line, effort="review") for line in (3, 4, 4, 5, 6, 7)]
+    found = summarize(tree(file(after=b"y\n", findings=[finding(), *lines])))
+    assert text.verdict(found) == (
+        "GO: the tool converts all 7 sites; 6 of them need a look (class review): "
+        "a.py:3, a.py:4, a.py:5, a.py:6 and 1 more lines."
+    )
+
+
+def test_a_blocker_is_printed_once() -> None:
+    one = tree(file(findings=[
+        finding(rule, "flag", line, blocker=True, subject=f"thing {rule}")
+        for line, rule in enumerate(("ACC090", "ACC100", "ACC030"), 1)
+    ]))  # fmt: skip
+    found = summarize(one)
+    assert len(found.blockers) == 3
+    assert found.operators == found.packages == found.human == ()
+    head = text.to_text(one, found).partition("Every site")[0]
+    assert head.count("\nthing ACC090: 1 place") == 1
+
+
+def test_a_conflict_is_among_the_blockers() -> None:
+    one = tree(file(), conflicts=("accel.py would be imported",))
+    report = text.to_text(one, summarize(one))
+    assert "Blockers\n--------\n! accel.py would be imported.\n" in report
+    assert "None." not in report
+
+
+def test_no_sites_have_no_share() -> None:
+    one = tree(file(findings=[finding("ACC140", "keep")]))
+    report = text.to_text(one, summarize(one))
+    assert "right as they are, and kept: 1 place." in report
+    assert "of 0" not in report
+    assert "100 %" not in report.partition("Ledger")[0]
 
 
 def test_the_json_holds_everything_and_is_the_same_each_time() -> None:
@@ -174,7 +229,7 @@ def test_every_rule_can_be_shown() -> None:
 
 def test_small_words() -> None:
     assert [percent(*pair) for pair in ((0, 0), (5, 5), (9999, 10000), (1, 10000), (0, 5))] == [
-        "100 %", "100 %", "99.9 %", "0.1 %", "0.0 %",
+        "-", "100 %", "99.9 %", "0.1 %", "0.0 %",
     ]  # fmt: skip
     assert cut("变量", 4) == "变量"
     assert width(cut("变" * 10, 7)) <= 7

@@ -85,6 +85,17 @@ def test_a_page_without_findings_is_whole() -> None:
     assert 'id="findings"' not in text
 
 
+def test_every_blocker_is_open_however_many_there_are() -> None:
+    found = [finding("ACC090", "flag", n, blocker=True, subject=f"thing {n}") for n in range(20)]
+    work = [finding("ACC030", "flag", n, subject=f"work {n}") for n in range(20)]
+    text = html_of(tree(file(findings=[*found, *work]), conflicts=("accel.py is there",)))
+    checked(text)
+    blockers = text.partition('id="blockers"')[2].partition('id="work"')[0]
+    assert blockers.count("<details open") == 20
+    assert "accel.py is there" in blockers
+    assert "<details open" not in text.partition('id="human"')[2].partition('id="ledger"')[0]
+
+
 def test_five_thousand_findings_travel_as_data() -> None:
     files = [
         file(f"src/deep/er/module_{n}.py", b"x\n" * 50, lines=50, findings=[

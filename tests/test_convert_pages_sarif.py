@@ -3,6 +3,8 @@
 import json
 import re
 
+from accel.convert.engine import convert_source
+from accel.convert.options import Options
 from accel.convert.pages import sarif
 from accel.convert.pages.summary import summarize
 from tests.convert_results import HOSTILE, entry, file, finding, rich, tree
@@ -55,9 +57,10 @@ def test_rules_are_described_and_link_to_nothing_that_is_not_there() -> None:
 
 
 def test_a_comment_in_the_source_is_a_suppression_in_the_source() -> None:
-    source = b"x.cuda()  # accel: keep[ACC001]\n"
-    one = tree(file(before=source, findings=[finding("ACC001", "keep")]))
-    assert results_of(one)[0]["suppressions"][0]["kind"] == "inSource"
+    for text in ("# accel: keep\ntorch.cuda.synchronize()\n", "torch.cuda.synchronize( # why\n"
+                 ")  # accel: keep[ACC020]\n"):  # fmt: skip
+        one = tree(convert_source(f"import torch\n{text}".encode(), "a.py", Options()))
+        assert [one["suppressions"][0]["kind"] for one in results_of(one)] == ["inSource"]
 
 
 def test_regions_are_in_characters_and_over_lines() -> None:

@@ -41,6 +41,18 @@ LINES = {
     f"x = {ACTIVITY}.CUDA in kinds": f"x = {ACTIVITY}.CUDA in kinds",
     "x = torch.cuda.current_stream().cuda_stream": "x = accel.current_stream().native_handle",
     "x = s.cuda_stream": "x = s.cuda_stream",
+    "x = torch.distributed.is_backend_available('nccl')": (
+        "x = accel.is_accelerator_backend_available()"
+    ),
+    "x = torch.distributed.is_backend_available(backend='NCCL')": (
+        "x = accel.is_accelerator_backend_available()"
+    ),
+    "x = torch.distributed.is_backend_available(name)": (
+        "x = torch.distributed.is_backend_available(name)"
+    ),
+    "x = torch.distributed.is_backend_available('gloo')": (
+        "x = torch.distributed.is_backend_available('gloo')"
+    ),
     "x = torch.cuda.Event.from_ipc_handle(d, h)": "x = torch.cuda.Event.from_ipc_handle(d, h)",
     "x = torch.Generator('cuda')": "x = accel.generator()",
     "x = torch.Generator(device='cuda:2')": "x = accel.generator(2)",
@@ -65,6 +77,73 @@ def test_an_attribute_of_the_programs_own_is_no_handle() -> None:
     assert "ACC052" in {f.rule for f in convert(program).findings}
     project = Project(names=frozenset({"cuda_stream"}))
     assert "ACC052" not in {f.rule for f in convert(program, project).findings}
+
+
+OWN = """import torch
+
+
+class Batch:
+    def __init__(self, x):
+        self.x = x
+
+    def record_stream(self, s):
+        self.x.record_stream(s)  # convert
+
+    def pin_memory(self):
+        self.x = self.x.pin_memory()  # convert
+        return self
+
+
+def put(batch, s):
+    batch.record_stream(s)  # flag
+    return batch.pin_memory()  # flag
+
+
+b = Batch(torch.zeros(1))
+b.record_stream(None)
+b.pin_memory()
+t = torch.zeros(1).pin_memory()  # convert
+t.record_stream(None)  # convert
+"""
+
+
+def test_methods_of_the_programs_own_are_called_as_before() -> None:
+    result = convert(OWN)
+    found = {f.line: f.action for f in result.findings}
+    lines = OWN.splitlines()
+    wanted = {n: line.split("# ")[1] for n, line in enumerate(lines, 1) if "# " in line}
+    assert found == wanted
+    scope: dict[str, object] = {}
+    exec(compile(result.after.decode(), "program.py", "exec"), scope)
+
+
+def test_a_method_of_another_file_is_for_a_human() -> None:
+    program = "import torch\n\ndef f(batch):\n    return batch.pin_memory()\n"
+    project = Project(methods=frozenset({"pin_memory"}))
+    assert b"accel.pin_memory(batch)" in convert(program).after
+    assert {f.action for f in convert(program, project).findings} == {"flag"}
+
+
+STREAMS = {
+    "s = torch.cuda.Stream(priority=-1)\nx = s.priority": "flag",
+    "x = torch.cuda.current_stream().priority_range()": "flag",
+    "def f(s: torch.cuda.Stream | None):\n    return s.priority": "flag",
+    "x = task.priority": "",
+    "x = type(s) is torch.cuda.Stream": "flag",
+    "x = torch.cuda.Event != type(s)": "flag",
+    "x = type(s) in (int, torch.cuda.Stream)": "flag",
+    "x = issubclass(kind, (int, torch.cuda.Stream))": "flag",
+    "x = isinstance(s, torch.cuda.Stream)": "convert",
+    "x = torch.cuda.Stream() == s": "convert",
+}
+
+
+@pytest.mark.parametrize(("program", "action"), STREAMS.items())
+def test_what_only_cudas_streams_have_is_for_a_human(program, action) -> None:
+    found = convert(f"import torch\n\n{program}\n").findings
+    actions = {f.action for f in found if f.rule == "ACC050"}
+    assert actions - {"convert"} == {action} - {"convert", ""}
+    assert not action or action in actions
 
 
 def test_streams_kept_in_attributes() -> None:

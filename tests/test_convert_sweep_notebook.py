@@ -88,9 +88,9 @@ def test_a_source_that_is_one_string() -> None:
 
 @pytest.mark.parametrize("layout", [{"indent": 2}, {"indent": None}, {"separators": (",", ":")}])
 def test_a_list_of_one_string_becomes_one_of_two(layout) -> None:
-    book = notebook(cell("import torch; torch.cuda.empty_cache()"))
+    book = notebook(cell("import torch"), cell("torch.cuda.empty_cache()"))
     result = converted(book, **layout)
-    book["cells"][0]["source"] = ["import torch; accel.empty_cache()\n", "import accel"]
+    book["cells"][0]["source"] = ["import torch\n", "import accel"]
     expected = json.loads(result.after)
     assert expected["cells"][0]["source"] == book["cells"][0]["source"]
     assert result.after.decode() == json.dumps(expected, **({"indent": 1} | layout)) + "\n"
@@ -141,6 +141,65 @@ def test_magic_lines_within_a_string_stay() -> None:
 def test_cells_that_are_python_all_the_same(magic) -> None:
     book = notebook(SETUP, cell(f"{magic}\n", "torch.cuda.empty_cache()"))
     assert sources(converted(book))[1] == f"{magic}\naccel.empty_cache()"
+
+
+@pytest.mark.parametrize("magic", ["%%time", "%%capture out", "%%prun -s name"])
+def test_an_import_goes_behind_the_magic_of_its_cell(magic) -> None:
+    """A magic of the whole cell is its first line, or it is none."""
+    book = notebook(cell(f"{magic}\n", "# c\n", "x = zeros(1).cuda()"), cell("y = x.cuda()"))
+    first, second = sources(converted(book))
+    assert first == f"{magic}\n# c\nimport accel\nx = zeros(1).to(accel.device())"
+    assert second == "y = x.to(accel.device())"
+
+
+def test_code_behind_a_magic_that_runs_it_is_converted() -> None:
+    lines = (
+        "%time x = x.cuda()\n",
+        "%timeit -n 10 -r3 x.cuda(); torch.cuda.synchronize()  # why\n",
+        "if True:\n",
+        "    %time y = x.cuda()\n",
+        "%prun torch.cuda.synchronize()\n",
+        "%time",
+    )
+    result = converted(notebook(SETUP, cell(*lines)))
+    assert sources(result)[1].splitlines() == [
+        "%time x = x.to(accel.device())",
+        "%timeit -n 10 -r3 x.to(accel.device()); accel.synchronize()  # why",
+        "if True:",
+        "    %time y = x.to(accel.device())",
+        "%prun accel.synchronize()",
+        "%time",
+    ]
+    assert {e.action for e in result.ledger if e.rule != "ACC139"} == {"convert"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "%time for x in xs: x.cuda()",
+        "%prun -s cumulative f(x.cuda())",
+        "%lprun -f g g(x.cuda())",
+        "%memit x.cuda()",
+        "y = %timeit -o x.cuda()",
+        "%%timeit x = x.cuda()",
+        "%time match x.cuda(): \\\n  case 1: pass",
+    ],
+)
+def test_code_behind_other_magics_is_flagged(line) -> None:
+    """It was kept as a path, or as a name of the project's own."""
+    result = converted(notebook(SETUP, cell(line)))
+    assert sources(result)[1] == line
+    (found,) = [f for f in result.findings if f.line > 1 and f.rule == "ACC128"]
+    assert (found.action, found.advice != "") == ("flag", True)
+    assert {e.action for e in result.ledger if e.rule != "ACC139"} == {"flag"}
+
+
+def test_a_finding_behind_a_magic_is_in_its_place() -> None:
+    book = notebook(SETUP, cell("# ü\n", "%timeit -n 3 f('é', 'cuda_x')"))
+    (found,) = [f for f in converted(book).findings if f.action == "flag"]
+    data = json.dumps(book, indent=1).encode()
+    assert found.snippet == "cell 2: %timeit -n 3 f('é', 'cuda_x')"
+    assert data[found.span.start : found.span.end] == b"'cuda_x'"
 
 
 def test_cells_in_other_languages() -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -146,6 +147,121 @@ def test_a_finding_says_where_a_cpu_would_raise() -> None:
     assert "raises on a machine that has only a CPU" in by_line[3].message
     assert by_line[3].effort == "review"
     assert "raises" not in by_line[4].message
+
+
+def said(line: str, target: str = "torch") -> tuple[str, str]:
+    """The message and the effort of a program's only finding."""
+    program = f"import torch\n\n{line}\n".encode()
+    result = convert_source(program, "a.py", Options(target=target))
+    (finding,) = (f for f in result.findings if f.action == "convert")
+    return finding.message, finding.effort
+
+
+@pytest.mark.parametrize(
+    ("line", "raises"),
+    [
+        ("x = x.cuda()", False),
+        ("x = x.cuda(1)", True),
+        ("x = x.to('cuda')", False),
+        ("x = x.to('cuda:1')", True),
+        ("print('torch.device(1)')\nx = x.to(torch.device('cuda'))", False),
+        ("s = torch.load('a', map_location='cuda')", False),
+        ("s = torch.load('a', map_location='cuda:1')", True),
+        ("g = torch.Generator('cuda')", False),
+        ("g = torch.Generator('cuda:1')", True),
+        ("torch.cuda.synchronize(torch.device(n))", True),
+        ("n = torch.cuda.device_count()", False),
+        ("torch.cuda.manual_seed(1)", True),
+        ("g = torch.cuda.default_generators[0]", True),
+        ("print(f'{torch.cuda.current_device()}')", True),
+        ("f = torch.cuda.is_available", False),
+    ],
+)
+def test_a_caution_is_that_of_what_is_called(line, raises) -> None:
+    message, effort = said(line)
+    assert (
+        re.search("raises on a machine that has only|on a CPU it raises", message) is not None
+    ) == (raises)
+    assert effort == ("review" if raises else "auto")
+    assert ".;" not in message
+
+
+def test_a_caution_of_an_imported_name() -> None:
+    program = b"from torch.cuda import device_count, synchronize\n\nsynchronize()\n"
+    (finding,) = (
+        f
+        for f in convert_source(program, "a.py", Options(target="torch")).findings
+        if f.action == "convert"
+    )
+    assert finding.message.endswith(
+        "; torch.accelerator.synchronize raises on a machine that has only a CPU"
+    )
+    assert finding.effort == "review"
+
+
+@pytest.mark.parametrize("target", ["torch", "npu"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "x = x.pin_memory()",
+        "x = x.pin_memory().to(device)",
+        "m = torch.nn.parallel.DistributedDataParallel(m, device_ids=[rank], output_device=rank)",
+        "torch.distributed.barrier(device_ids=[rank])",
+    ],
+)
+def test_what_a_target_writes_as_it_stands_is_no_conversion(line, target) -> None:
+    program = f"import torch\n\nx = torch.ones(2)\n{line}\n".encode()
+    first = convert_source(program, "a.py", Options(target=target))
+    again = convert_source(first.after, "a.py", Options(target=target))
+    assert again.after == first.after
+    assert {f.action for f in again.findings} <= {"keep", "flag"}
+    assert all(entry.action != "convert" for entry in again.ledger)
+    if not first.is_changed:
+        assert {f.action for f in first.findings} <= {"keep", "flag"}
+
+
+def test_what_stands_already_says_what_it_does_on_a_cpu() -> None:
+    program = b"import torch\n\nx = torch.ones(2).pin_memory()\n"
+    (torch_s,) = convert_source(program, "a.py", Options(target="torch")).findings
+    assert torch_s.action in ("keep", "flag")
+    assert "raises on a machine that has only a CPU" in torch_s.message
+    (npu_s,) = convert_source(program, "a.py", Options(target="npu")).findings
+    assert npu_s.action == "keep"
+    assert "raises" not in npu_s.message
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (
+            "import torch.cuda as c\n\nc.synchronize()\n",
+            "import torch\nimport torch_npu\n\ntorch.npu.synchronize()\n",
+        ),
+        (
+            "import torch.distributed as dist\n\ndist.init_process_group('nccl')\n",
+            "import torch.distributed as dist\nimport torch_npu\n\n"
+            'dist.init_process_group("hccl")\n',
+        ),
+        (
+            "from torch.cuda import synchronize\nimport torch\n\nsynchronize()\n",
+            "import torch_npu\nfrom torch.npu import synchronize\nimport torch\n\nsynchronize()\n",
+        ),
+        (
+            "import os\n\ntry:\n    from torch.cuda.amp import GradScaler\n"
+            "except ImportError:\n    pass\nimport torch\n",
+            "import os\nimport torch_npu\n\ntry:\n    from torch.npu.amp import GradScaler\n"
+            "except ImportError:\n    pass\nimport torch\n",
+        ),
+        (
+            "def f():\n    from torch.cuda import synchronize\n    synchronize()\n",
+            "import torch_npu\ndef f():\n    from torch.npu import synchronize\n"
+            "    synchronize()\n",
+        ),
+    ],
+)
+def test_the_target_npu_has_its_imports_before_what_needs_them(before, after) -> None:
+    result = convert_source(before.encode(), "a.py", Options(target="npu"))
+    assert result.after.decode() == after
 
 
 def test_the_target_npu_imports_its_package() -> None:

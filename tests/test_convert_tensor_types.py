@@ -47,6 +47,21 @@ LINES = {
     "x = y.type() != 'torch.cuda.FloatTensor'": (
         f"x = y.type() != {NAME} or not accel.on_accelerator(y)"
     ),
+    "x = y.type() in ('torch.cuda.FloatTensor', 'torch.cuda.HalfTensor')": (
+        f"x = y.type() in ({NAME}, accel.tensor_type_name(torch.float16)) "
+        "and accel.on_accelerator(y)"
+    ),
+    "x = not y.type() not in ['torch.cuda.FloatTensor']": (
+        f"x = not (y.type() not in [{NAME}] or not accel.on_accelerator(y))"
+    ),
+    "x = kind == torch.cuda.FloatTensor": f"x = kind == {F32} and accel.is_available()",
+    "x = kind is not torch.cuda.FloatTensor": f"x = kind is not {F32} or not accel.is_available()",
+    "x = kind in (torch.cuda.FloatTensor,) or z": (
+        f"x = (kind in ({F32},) and accel.is_available()) or z"
+    ),
+    "x = kind in (torch.FloatTensor, torch.cuda.FloatTensor)": (
+        f"x = kind in (torch.FloatTensor, {F32})"
+    ),
 }
 
 
@@ -58,6 +73,8 @@ def test_lines(before) -> None:
 FLAGGED = [
     "x = isinstance(f(), torch.cuda.FloatTensor)",
     "x = f().type() == 'torch.cuda.FloatTensor'",
+    "x = f().type() in ('torch.cuda.FloatTensor',)",
+    "x = y.type() in ('torch.cuda.FloatTensor', 'torch.HalfTensor')",
     "x = load('torch.cuda.FloatTensor')",
     "x = {'kind': 'torch.cuda.FloatTensor'}",
     "x = kind == 'torch.cuda.FloatTensor'",
@@ -89,6 +106,9 @@ import torch
 
 def answers(x):
     found = [isinstance(x, torch.cuda.FloatTensor), x.type() == "torch.cuda.FloatTensor"]
+    found.append(x.type() in ("torch.cuda.FloatTensor", "torch.cuda.HalfTensor"))
+    kind = getattr(torch, x.type().removeprefix("torch."))
+    found += [kind == torch.cuda.FloatTensor, kind in [torch.cuda.HalfTensor]]
     if x.type() != "torch.cuda.FloatTensor" and not isinstance(x, torch.cuda.HalfTensor):
         found.append("elsewhere")
     return found
@@ -103,7 +123,7 @@ def test_a_cpu_tensor_answers_as_before(dtype) -> None:
         scopes.append({})
         exec(compile(program, "program.py", "exec"), scopes[-1])
     before, after = (scope["answers"](torch.zeros(2, dtype=dtype)) for scope in scopes)
-    assert before == after == [False, False, "elsewhere"]
+    assert before == after == [False] * 5 + ["elsewhere"]
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="the CPU's classes")
@@ -119,3 +139,16 @@ def test_aliases_make_the_same_tensors_on_a_cpu() -> None:
         exec(compile(text, "program.py", "exec"), scopes[-1])
     assert torch.equal(scopes[0]["x"], scopes[1]["x"])
     assert scopes[0]["Tensor"] is scopes[1]["Tensor"]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "x = {torch.FloatTensor: 'host', torch.cuda.FloatTensor: 'card'}",
+        "x = torch.get_device_module('cuda')",
+    ],
+)
+def test_what_would_have_another_meaning_on_a_cpu_is_flagged(statement) -> None:
+    result = convert(f"import torch\n\n{statement}\n")
+    assert not result.is_changed
+    assert {finding.action for finding in result.findings} == {"flag"}

@@ -1,14 +1,18 @@
 """Trees: which files are read, in any number of processes, and what a bad file costs the others."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from accel.convert import sweep, tree, walking
 from accel.convert.options import Options
+from accel.convert.shadowing import shadows
 from accel.convert.tree import convert_tree
-from accel.convert.walking import LARGEST, discover, place_of, shadows
+from accel.convert.walking import LARGEST, discover, place_of
 from tests.convert_results import CONVERTED, SOURCE, made
+
+ROOT = Path(__file__).parents[1]
 
 
 def walk(*paths, exclude=()):
@@ -98,6 +102,32 @@ def test_links_are_followed_once(tmp_path) -> None:
     assert reasons(found)["gone.py"] == "neither a file nor a directory"
 
 
+def test_links_in_a_circle_cost_no_other_file(tmp_path) -> None:
+    made(tmp_path, {"x.py": SOURCE})
+    for name in ("a", "b.py", "c.sh"):
+        (tmp_path / name).symlink_to(tmp_path / f"{name}.2")
+        (tmp_path / f"{name}.2").symlink_to(tmp_path / name)
+    found = walk(tmp_path)
+    assert names(found) == ["x.py"]
+    assert reasons(found)["a"].startswith("cannot be read: Too many levels of symbolic links")
+    assert {"b.py", "c.sh"} <= set(reasons(found))
+
+
+def test_what_cannot_be_asked_about_is_left_out(tmp_path, monkeypatch) -> None:
+    made(tmp_path, {"x.py": SOURCE, "shut/y.py": SOURCE})
+    real = walking.Path.exists
+
+    def refuse(path, **more):
+        if "shut" in path.parts:
+            raise PermissionError(13, "Permission denied")
+        return real(path, **more)
+
+    monkeypatch.setattr(walking.Path, "exists", refuse)
+    found = walk(tmp_path)
+    assert names(found) == ["x.py"]
+    assert reasons(found) == {"shut": "cannot be read: Permission denied"}
+
+
 def test_a_file_has_one_name(tmp_path, monkeypatch) -> None:
     made(tmp_path, {"b/real.py": SOURCE, "c.py": SOURCE})
     (tmp_path / "a.py").symlink_to("b/real.py")
@@ -139,6 +169,24 @@ def test_a_package_of_this_librarys_name_is_a_conflict(tmp_path) -> None:
     assert list(shadows(walk(tmp_path).files, "accel")) == ["accel/__init__.py", "tools/accel.py"]
     assert len(convert_tree([tmp_path], Options()).conflicts) == 2
     assert convert_tree([tmp_path], Options(target="torch")).conflicts == ()
+
+
+def test_modules_above_a_given_path_are_looked_at_as_far_as_the_project_goes(tmp_path) -> None:
+    made(tmp_path, {"accel.py": "", "p/setup.py": "", "p/a/b/t.py": SOURCE, "p/nets/accel.py": "",
+                    "p/nets/__init__.py": "", "p/nets/t.py": SOURCE})  # fmt: skip
+    for given in ("p/a/b/t.py", "p/a", "p/nets/t.py"):
+        assert convert_tree([tmp_path / given], Options()).conflicts == (), given
+    made(tmp_path, {"p/accel/__init__.py": ""})
+    for given in ("p/a/b/t.py", "p/a", "p/nets/t.py", "p"):
+        (said,) = convert_tree([tmp_path / given], Options()).conflicts
+        assert "accel/__init__.py would be imported" in said
+        assert convert_tree([tmp_path / given], Options(), exclude=["accel/*"]).conflicts == ()
+
+
+def test_this_library_does_not_stand_in_its_own_way() -> None:
+    assert convert_tree([ROOT / "examples"], Options()).conflicts == ()
+    own = convert_tree([ROOT / "accel/__init__.py"], Options())
+    assert own.conflicts == ()
 
 
 def test_a_tree_is_converted_and_nothing_is_written(tmp_path) -> None:

@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--report", action="store_true", help="say whether it can be moved, and what hinders it")
     add("--format", choices=("text", "json", "sarif", "html"), help="of the report (default text)")
     add("--output", metavar="FILE", help="write the report there")
+    add("--all", action="store_true", help="list in the report's text what is kept, too")
     add("--target", choices=("accel", "torch", "npu"), default="accel",
         help="what the output calls (default accel)")  # fmt: skip
     add("--from", dest="source", choices=("cuda", "npu", "musa", "mlu"), default="cuda",
@@ -97,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    is_report = bool(arguments.report or arguments.format or arguments.output)
+    is_report = bool(arguments.report or arguments.format or arguments.output or arguments.all)
     if is_report and arguments.write:
         raise ValueError("a report is made before anything is written: leave out --write")
     if arguments.trace_log and not is_report:
@@ -118,7 +119,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     if is_report:
         converting.print_report(
             tree, omitted, kind=arguments.format or "text", output=arguments.output, calls=calls,
-            quiet=quiet,
+            has_kept=arguments.all, quiet=quiet,
         )  # fmt: skip
     elif arguments.write:
         failed = converting.write(tree, force=arguments.force, quiet=quiet)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from accel.convert import git, writing
 from accel.convert.finding import TreeResult
-from accel.convert.pages import diff, lines, page, runs, sarif, structured, text
+from accel.convert.pages import diff, lines, naming, page, runs, sarif, structured, text
 from accel.convert.pages.summary import Summary, summarize
 from accel.convert.pages.words import count, plain
 from accel.convert.walking import Omitted, place_of
@@ -29,6 +29,7 @@ def print_report(
     kind: str,
     output: str | None,
     calls: Sequence[TracedCall] | None,
+    has_kept: bool,
     quiet: bool,
 ) -> None:
     """Print or write the report.
@@ -39,14 +40,19 @@ def print_report(
         kind: `text`, `json`, `sarif` or `html`.
         output: The file it goes to; None for standard output.
         calls: A tracing log.
+        has_kept: Whether the text lists what is kept.
         quiet: Whether the verdict is not repeated where the report is not read.
 
     Raises:
         OSError: The file cannot be written.
     """
-    summary = summarize(tree, omitted)
     trace = None if calls is None else runs.merge(tree, calls)
-    document = _document(kind, tree, summary, trace)
+    if kind in ("text", "html"):  # for people, who open the files from here
+        omitted = naming.omitted_from_here(tree, omitted)
+        trace = trace and naming.trace_from_here(tree, trace)
+        tree = naming.tree_from_here(tree)
+    summary = summarize(tree, omitted)
+    document = _document(kind, tree, summary, trace, has_kept)
     if output is None:
         say(document)
     else:
@@ -58,14 +64,16 @@ def print_report(
         note([f"report: {output}"])
 
 
-def _document(kind: str, tree: TreeResult, summary: Summary, trace: runs.Trace | None) -> str:
+def _document(
+    kind: str, tree: TreeResult, summary: Summary, trace: runs.Trace | None, has_kept: bool
+) -> str:
     if kind == "json":
         return structured.to_json(tree, summary, trace)
     if kind == "sarif":
         return sarif.to_sarif(tree, summary)
     if kind == "html":
         return page.to_html(tree, summary, trace)
-    return text.to_text(tree, summary, trace)
+    return text.to_text(tree, summary, trace, has_kept=has_kept)
 
 
 def print_diff(tree: TreeResult, *, quiet: bool) -> None:

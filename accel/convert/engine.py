@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from accel.convert import tokens
+from accel.convert import keeping, tokens, unparsed
 from accel.convert.edits import ConflictError, apply, arrange
 from accel.convert.finding import Edit, FileResult, Finding, Span
 from accel.convert.importing import import_edit
@@ -20,7 +19,6 @@ from accel.convert.rules import FAMILIES, names, user_rules
 from accel.convert.source import Source
 
 _VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"  # newer syntax needs a newer Python
-_KEEP = re.compile(r"#\s*accel:\s*keep(?:\[([A-Z0-9,\s]*)\])?")
 
 
 def convert_source(
@@ -47,7 +45,8 @@ def convert_source(
         found = tokens.find(source, tokens.pattern(options.source))
     except (SyntaxError, UnicodeDecodeError) as error:
         lines = data.count(b"\n") + 1
-        return FileResult(path, "python", data, data, error=_said(error), lines=lines)
+        said = f"{_said(error)}; {unparsed.next_step(data, options.source)}"
+        return FileResult(path, "python", data, data, error=said, lines=lines)
     findings = [finding for family in FAMILIES for finding in family.find(module)]
     findings = _restrained(findings, module)
     findings = _without_conflicts(_first_of_each(user_rules.prefer(findings)))
@@ -70,35 +69,9 @@ def _said(error: Exception) -> str:
 
 
 def _restrained(findings: Sequence[Finding], module: Module) -> list[Finding]:
-    """Findings as the user wants them: rules switched off and lines with a comment are kept."""
-    has_comments = b"accel:" in module.source.utf8
-    return [_restraint(finding, module, has_comments) for finding in findings]
-
-
-def _restraint(finding: Finding, module: Module, has_comments: bool) -> Finding:
-    if finding.action == "keep":
-        return finding
-    if not module.options.allows(finding.rule):
-        return _kept(finding, "the rule is switched off in this run")
-    if has_comments and _has_comment(finding, module):
-        return _kept(finding, "a comment says to keep it")
-    return finding
-
-
-def _has_comment(finding: Finding, module: Module) -> bool:
-    """Whether a comment on the first or last line of a place names its rule, or all rules."""
-    for at in {finding.span.start, max(finding.span.start, finding.span.end - 1)}:
-        match = _KEEP.search(module.source.line_text(module.source.line_of(at)))
-        if match and (match[1] is None or finding.rule in re.split(r"[,\s]+", match[1])):
-            return True
-    return False
-
-
-def _kept(finding: Finding, why: str) -> Finding:
-    return replace(
-        finding, action="keep", edits=(), imports=frozenset(), message=why, advice="",
-        effort="auto", blocker=False,
-    )  # fmt: skip
+    marks = keeping.marks_of(module.source.utf8)
+    line_of = module.source.line_of
+    return [keeping.restrained(one, module.options, marks, line_of) for one in findings]
 
 
 def _first_of_each(findings: Sequence[Finding]) -> list[Finding]:

@@ -15,7 +15,7 @@ from accel.convert.options import Options
 from accel.convert.project import Project
 from accel.convert.scopes import FUNCTIONS, Binding, Scope, Walk
 from accel.convert.source import Source
-from accel.convert.targets import Target, target_of
+from accel.convert.targets import Target, cautions, target_of
 from accel.convert.vendors import Vendor, vendor_of
 
 Node = TypeVar("Node", bound=ast.AST)
@@ -267,11 +267,9 @@ class Module:
         pieces: Parts = tuple(
             part if isinstance(part, (str, Span)) else self.span(part) for part in parts
         )
-        needs = self.target.imports if imports is None else imports
-        return self._finding(
-            span, rule, "convert", message, edits=(Edit(span, pieces),), imports=needs,
-            effort=effort, subject=subject,
-        )  # fmt: skip
+        return self._converting(
+            span, rule, message, (Edit(span, pieces),), imports, effort, subject
+        )
 
     def edit(
         self,
@@ -284,11 +282,7 @@ class Module:
         subject: str = "",
     ) -> Finding:
         """A finding that accounts for a node and makes several edits, within it or elsewhere."""
-        needs = self.target.imports if imports is None else imports
-        return self._finding(
-            node, rule, "convert", message, edits=edits, imports=needs, effort=effort,
-            subject=subject,
-        )  # fmt: skip
+        return self._converting(node, rule, message, edits, imports, effort, subject)
 
     def keep(self, node: ast.AST | Span, rule: str, message: str, *, subject: str = "") -> Finding:
         """A finding that says why a node is right as it is."""
@@ -310,6 +304,36 @@ class Module:
             node, rule, "flag", message, advice=advice, effort=effort, blocker=blocker,
             subject=subject,
         )  # fmt: skip
+
+    def _converting(
+        self,
+        node: ast.AST | Span,
+        rule: str,
+        message: str,
+        edits: tuple[Edit, ...],
+        imports: frozenset[str] | None,
+        effort: Effort,
+        subject: str,
+    ) -> Finding:
+        """A finding with edits; one that keeps the node if they would leave the text as it is."""
+        texts = [part for edit in edits for part in edit.parts if isinstance(part, str)]
+        said = [caution for caution in cautions(texts) if caution not in message]
+        real = tuple(edit for edit in edits if self._text_of(edit) != self.source.text(edit.span))
+        if edits and not real:
+            message = f"It is already what the target {self.target.name} has for it."
+        if said:
+            message = "; ".join([message.rstrip("."), *said])
+        if edits and not real:
+            return self.keep(node, rule, message, subject=subject)
+        needs = self.target.needs(texts) if imports is None else imports
+        return self._finding(
+            node, rule, "convert", message, edits=real, imports=needs,
+            effort="review" if cautions(texts) else effort, subject=subject,
+        )  # fmt: skip
+
+    def _text_of(self, edit: Edit) -> str:
+        """What an edit puts in place of its span, if nothing else is edited there."""
+        return "".join(p if isinstance(p, str) else self.source.text(p) for p in edit.parts)
 
     @cached_property
     def _fstrings(self) -> list[tuple[Span, frozenset[str]]]:
@@ -344,17 +368,9 @@ class Module:
     ) -> Finding:
         span = node if isinstance(node, Span) else self.span(node)
         line = self.source.line_of(span.start)
-        if self.vendor.words:
-            message, advice = self.vendor.spoken(message), self.vendor.spoken(advice)
+        message, advice, subject = map(self.vendor.spoken, (message, advice, subject))
         if edits and self._fstrings:
             edits = tuple(Edit(edit.span, self._quoted(edit)) for edit in edits)
-        if edits and self.target.warnings:
-            texts = [part for edit in edits for part in edit.parts if isinstance(part, str)]
-            caution = self.target.caution("".join(texts))
-            if caution and caution not in message:
-                message = f"{message}; {caution}"
-            if caution:
-                effort = "review"
         return Finding(
             rule, action, span, line, self.source.column_of(span.start), message, advice, edits,
             imports, effort, blocker, self.source.line_text(line).strip(), subject,

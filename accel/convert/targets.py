@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from accel.convert import targets_npu, targets_torch
@@ -23,8 +23,30 @@ Argument = Part | tuple[Part, ...]
 # An argument by its number, all of them, or `{enabled X}`: the argument `enabled=`, and X.
 _HOLE = re.compile(r"\{(\d|\*|enabled [\w.()]+)\}")
 _ALIASES = {"device_named": "device", "device_str_named": "device_str"}
+_OF_TORCH = re.compile(r"\btorch\.")
 # Nodes that a method can be called on as they are.
 _PRIMARY = (ast.Name, ast.Attribute, ast.Call, ast.Subscript)
+
+
+class Spelled(str):
+    """Text of a target's that does something else than what it stands for.
+
+    Attributes:
+        caution: What that is.
+    """
+
+    caution: str
+
+    def __new__(cls, text: str, caution: str = "") -> Spelled:
+        """Text with what is to be said of it."""
+        self = super().__new__(cls, text)
+        self.caution = caution
+        return self
+
+
+def cautions(texts: Iterable[str]) -> list[str]:
+    """What is to be said of some texts, once each."""
+    return list(dict.fromkeys(t.caution for t in texts if isinstance(t, Spelled)))
 
 
 @dataclass(frozen=True)
@@ -40,6 +62,7 @@ class Target:
         warnings: By function: what the target's spelling does differently, e.g. raises on a CPU.
         calls: Templates by function and number of arguments (-1: any), for what is no plain call.
         classes: The module with tensor classes of the names that torch.cuda's have; "" if none.
+        call_warnings: As `warnings`, by the number of arguments, where that makes a difference.
     """
 
     name: TargetName
@@ -49,12 +72,14 @@ class Target:
     warnings: Mapping[str, str]
     calls: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     classes: str = ""
+    call_warnings: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
     def function(self, name: str) -> str | None:
         """The expression for one of accel's flat functions; None if the target has none."""
         if self.name == "accel":
             return f"{self.library}.{_ALIASES.get(name, name)}"
-        return self.spellings.get(name)
+        spelled, caution = self.spellings.get(name), self.warnings.get(name)
+        return Spelled(spelled, caution) if spelled and caution else spelled
 
     def call(self, name: str, *arguments: Argument) -> tuple[Part, ...] | None:
         """The parts of a call of one of accel's flat functions, for `module.convert`.
@@ -68,12 +93,30 @@ class Target:
         """
         templates = self.calls.get(name, {})
         template = templates.get(len(arguments), templates.get(-1))
-        if template is not None:
-            return _filled(template, arguments)
         function = self.function(name)
-        if function is None or name in self.calls:
+        if template is not None:
+            parts = _filled(template, arguments)
+        elif function is None or name in self.calls:
             return None
-        return (f"{function}(", *_joined(arguments), ")")
+        else:
+            parts = (f"{function}(", *_joined(arguments), ")")
+        by_count = self.call_warnings.get(name, {})
+        caution = by_count.get(len(arguments), self.warnings.get(name, ""))
+        return _cautious(parts, caution) if caution else parts
+
+    def text(self, name: str) -> str | None:
+        """A call without arguments as one text; None if the target has none."""
+        parts = self.call(name)
+        if parts is None:
+            return None
+        texts = [part for part in parts if isinstance(part, str)]
+        return Spelled("".join(texts), *said) if (said := cautions(texts)) else "".join(texts)
+
+    def needs(self, texts: Iterable[str]) -> frozenset[str]:
+        """The modules that texts of this target's need; not torch, where none names it."""
+        if "torch" in self.imports and not any(_OF_TORCH.search(text) for text in texts):
+            return self.imports - {"torch"}
+        return self.imports
 
     def importable(self, name: str) -> tuple[str, str] | None:
         """The module and the name to import a function by; None where that is not possible."""
@@ -83,20 +126,18 @@ class Target:
         if self.name == "accel":
             return "accel", function.rpartition(".")[2]
         module, _, leaf = function.rpartition(".")
-        return module, leaf
+        caution = self.warnings.get(name)
+        return module, Spelled(leaf, caution) if caution else leaf
 
     def tensor_class(self, name: str) -> str | None:
         """The class for a dotted name as `torch.cuda.FloatTensor`; None if the target has none."""
         return f"{self.classes}.{name.rpartition('.')[2]}" if self.classes else None
 
-    def caution(self, text: str) -> str:
-        """What is to be said of a replacement's text: the warning of the first function in it."""
-        for name, warning in self.warnings.items():
-            spelled = [self.spellings.get(name, ""), *self.calls.get(name, {}).values()]
-            # Up to its first hole a template is what stands in the text.
-            if any(head and head in text for head in (_HOLE.split(s)[0] for s in spelled)):
-                return warning
-        return ""
+
+def _cautious(parts: tuple[Part, ...], caution: str) -> tuple[Part, ...]:
+    """Parts whose first text carries a caution."""
+    first = next(i for i, part in enumerate(parts) if isinstance(part, str))
+    return (*parts[:first], Spelled(str(parts[first]), caution), *parts[first + 1 :])
 
 
 def _filled(template: str, arguments: tuple[Argument, ...]) -> tuple[Part, ...]:
@@ -160,5 +201,5 @@ def target_of(name: TargetName, library: str) -> Target:
     table = targets_torch if name == "torch" else targets_npu
     return Target(
         name, library, table.SPELLINGS, frozenset(table.IMPORTS), table.WARNINGS, table.CALLS,
-        table.CLASSES,
+        table.CLASSES, table.CALL_WARNINGS,
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-IMPORTS = ("torch_npu",)
+IMPORTS = ("torch", "torch_npu")
 CLASSES = "torch.npu"  # FloatTensor and its like
 
 # Names that torch.npu shares with accel's flat functions.
@@ -64,3 +64,5 @@ CALLS: dict[str, dict[int, str]] = {
 WARNINGS: dict[str, str] = {
     "get_device_capability": "torch.npu has no compute capability and gives None",
 }
+
+CALL_WARNINGS: dict[str, dict[int, str]] = {}

@@ -101,8 +101,14 @@ WARNINGS = {
         name: f"{name} is a function of the accelerator's own module: on a CPU it raises"
         for name in (*_DEVICE_MODULE, "default_generators")
     },
-    "device": "torch.device with an index raises on a machine that has only a CPU",
     "custom_fwd": "within autocast of a CPU it casts there as well",
     "custom_bwd": "within autocast of a CPU it casts there as well",
     "Event": "on a CPU an event measures no time",
+    "pin_memory": "tensor.pin_memory() raises on a machine that has only a CPU",
+}
+
+_INDEX = "torch.device with an index raises on a machine that has only a CPU"
+# By the number of arguments.
+CALL_WARNINGS = {
+    name: {1: _INDEX} for name in ("device", "device_str", "generator", "map_location")
 }

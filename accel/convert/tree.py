@@ -20,8 +20,9 @@ from accel.convert import engine, project, sweep
 from accel.convert.finding import FileResult, TreeResult
 from accel.convert.options import Options
 from accel.convert.pages.words import cut
+from accel.convert.shadowing import shadowing
 from accel.convert.tables import support
-from accel.convert.walking import LARGEST, PYTHON, SHELL, Found, Walk, discover, shadows
+from accel.convert.walking import LARGEST, PYTHON, SHELL, Found, Walk, discover
 from accel.convert.writing import why_broken
 from accel.report import Progress
 
@@ -154,7 +155,7 @@ def _read(number: int, found: Found) -> _Task | FileResult:
 
 def _conflicts(walk: Walk, options: Options) -> Iterator[str]:
     if options.target == "accel":
-        for path in shadows(walk.files, "accel"):
+        for path in shadowing(walk, "accel"):
             yield (
                 f"{path} would be imported in the place of this library: rename it, exclude it, or "
                 "convert with --target torch"

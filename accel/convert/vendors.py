@@ -18,6 +18,11 @@ from accel.convert.options import SourceName
 _MAY_NAME = re.compile(r"[\w.:,{}%-]+")
 
 
+# In a message: what the program is bound to, and words of code. A plain `CUDA` is CUDA itself.
+_BOUND = re.compile(r"<(CUDA|NCCL)>")
+_CODE = re.compile(r"(?<![\w/-])[A-Za-z_]\w*(?:\.\w+)*(?![\w/-])")
+
+
 @dataclass(frozen=True)
 class Vendor:
     """One vendor's names.
@@ -78,10 +83,20 @@ class Vendor:
         return {**dict(self.words), **{theirs: own for own, theirs in self.words}}
 
     def spoken(self, message: str) -> str:
-        """A rule's message in the words of the program."""
-        for own, theirs in self.words:
-            message = re.sub(rf"(?<![A-Za-z_]){theirs}(?![A-Za-z_])", own, message)
-        return message
+        """A rule's message in the words of the program.
+
+        A rule writes `<CUDA>` or `<NCCL>` where it means what the program is bound to, and `CUDA`
+        where it means CUDA, whatever the program is. Words of code, as `torch.cuda.Stream`,
+        `cuda()` and `'cuda:0'`, are the exchanged tree's, and become the file's again.
+        """
+        if self.words:
+            table = self._table
+            message = _CODE.sub(lambda match: _coded(match.group(), table), message)
+        return _BOUND.sub(lambda match: self.own(match[1]), message)
+
+
+def _coded(name: str, table: dict[str, str]) -> str:
+    return name if name in table and name.isupper() else _dotted(name, table)
 
 
 def _dotted(name: str, table: dict[str, str]) -> str:

@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 PYTHON, SHELL = "python", "shell"
+_JSON = "json"
+_OURS = re.compile(
+    rb'\s*\{\s*"(?:schema":\s*"accel\.|\$schema":.{0,800}?"name":\s*"accel convert")', re.DOTALL
+)
 LARGEST = 16 << 20  # bytes; what is larger is data, or would not be parsed on a small machine
 _PYTHON_SUFFIXES = (".py", ".pyw", ".pyi")
 _SHELL = re.compile(rb"\b(?:ba|z|k|da|a)?sh\b")
@@ -49,11 +53,13 @@ class Walk(NamedTuple):
         roots: The paths as they were given.
         files: By name.
         omitted: Files and directories that nobody looked into, by name.
+        exclude: The patterns of names that were to be left out.
     """
 
     roots: tuple[str, ...]
     files: tuple[Found, ...]
     omitted: tuple[Omitted, ...]
+    exclude: tuple[str, ...] = ()
 
 
 def discover(
@@ -87,7 +93,7 @@ def discover(
     for root in roots:
         walker.walk(root)
     files = list(_once(walker))
-    return Walk(roots, tuple(sorted(files)), tuple(sorted(walker.omitted)))
+    return Walk(roots, tuple(sorted(files)), tuple(sorted(walker.omitted)), tuple(exclude))
 
 
 def _once(walker: _Walker) -> Iterator[Found]:
@@ -99,6 +105,16 @@ def _once(walker: _Walker) -> Iterator[Found]:
             yield found
         else:
             walker.omitted.add(Omitted(found.path, f"another name of {first}"))
+
+
+def excluded_by(patterns: Sequence[str], path: str) -> str:
+    """The pattern that leaves a path out; "" if none does."""
+    names = (path, *path.split("/"))
+    for pattern in patterns:
+        bare = pattern.rstrip("/").removeprefix("./")
+        if any(fnmatch.fnmatch(name, bare) for name in names):
+            return pattern
+    return ""
 
 
 def place_of(roots: Sequence[str], path: str) -> Path:
@@ -141,18 +157,21 @@ class _Walker:
         below: list[tuple[Path, str]] = []
         for entry in entries:
             path = prefix + entry.name
-            if not entry.is_dir():
-                self._add(path, Path(entry.path), is_given=False)
-            elif reason := self._why_not(Path(entry.path), path, names):
-                self._omit(f"{path}/", reason)
-            else:
-                below.append((Path(entry.path), f"{path}/"))
+            try:
+                if not entry.is_dir():
+                    self._add(path, Path(entry.path), is_given=False)
+                elif reason := self._why_not(Path(entry.path), path, names):
+                    self._omit(f"{path}/", reason)
+                else:
+                    below.append((Path(entry.path), f"{path}/"))
+            except OSError as error:  # links in a circle, a directory that must not be searched
+                self._omit(path, f"cannot be read: {error.strerror or error}")
         # Links last, so that a directory is read under its own name.
         for inner, name in sorted(below, key=lambda one: one[0].is_symlink()):
             self._enter(inner, name)
 
     def _add(self, path: str, location: Path, *, is_given: bool) -> None:
-        if pattern := self._excluded(path):
+        if pattern := excluded_by(self._exclude, path):
             self._omit(path, f"excluded by {pattern}")
             return
         language = self._kind(path, location)
@@ -163,6 +182,8 @@ class _Walker:
             self._omit(path, "neither a file nor a directory")
         elif language != PYTHON and (size := location.stat().st_size) > LARGEST:
             self._omit(path, f"data: {size >> 20} MiB, over the limit of {LARGEST >> 20}")
+        elif language == _JSON and _is_ours(location):
+            self._omit(path, "a report or a log of accel's own")
         else:
             self.files.setdefault(path, Found(path, location, language))
 
@@ -178,7 +199,7 @@ class _Walker:
     def _why_not(self, directory: Path, path: str, siblings: set[str]) -> str:
         """Why a directory is not entered; "" if it is."""
         name = directory.name
-        if pattern := self._excluded(path):
+        if pattern := excluded_by(self._exclude, path):
             return f"excluded by {pattern}"
         if name in _OUTPUTS or name.endswith(".egg-info"):
             return "made by a tool"
@@ -187,15 +208,6 @@ class _Walker:
         if name in _BUILDS and siblings.intersection(_BUILD_FILES):
             return "" if (directory / "__init__.py").exists() else "made by a build"
         return "hidden" if name.startswith(".") and name not in _SHOWN else ""
-
-    def _excluded(self, path: str) -> str:
-        """The pattern that leaves a path out; "" if none does."""
-        names = (path, *path.split("/"))
-        for pattern in self._exclude:
-            bare = pattern.rstrip("/").removeprefix("./")
-            if any(fnmatch.fnmatch(name, bare) for name in names):
-                return pattern
-        return ""
 
     def _omit(self, path: str, reason: str) -> None:
         self.omitted.add(Omitted(path, reason))
@@ -215,15 +227,10 @@ def _interpreted(script: Path) -> str | None:
     return SHELL if _SHELL.search(first) else None
 
 
-def shadows(files: Sequence[Found], name: str) -> Iterator[str]:
-    """Modules and packages of the tree that `import name` may find before an installed one.
-
-    A module in a package is imported under the package's name, so it hides nothing.
-    """
-    paths = {one.path for one in files if one.language == PYTHON}
-    for path in sorted(paths):
-        parts = path.split("/")
-        inside = path.endswith(f"/{name}/__init__.py") or path == f"{name}/__init__.py"
-        above = parts[:-2] if inside else parts[:-1]
-        if (inside or parts[-1] == f"{name}.py") and "/".join([*above, "__init__.py"]) not in paths:
-            yield path
+def _is_ours(document: Path) -> bool:
+    """Whether JSON was written by this library: by its first key, or as SARIF by its tool."""
+    try:
+        with document.open("rb") as file:
+            return _OURS.match(file.read(1000)) is not None
+    except OSError:
+        return False  # the run itself reports the file

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,6 +30,38 @@ class AcceleratorDevice(Device):
         if current is None or current.type != cls.torch_type:
             return 0
         return torch.accelerator.device_count()
+
+    @classmethod
+    def current_index(cls) -> int:
+        """Index of torch's current device in this thread."""
+        return torch.accelerator.current_device_index()
+
+    @classmethod
+    def started(cls) -> bool:
+        """Whether the runtime has started, so that asking for an index does not start it.
+
+        Always so for a chip that has no queue of calls for its start.
+        """
+        return True
+
+    @classmethod
+    def resting_index(cls) -> int:
+        """The current index while the runtime has not started."""
+        return 0
+
+    @classmethod
+    def in_bad_fork(cls) -> bool:
+        """Whether a parent process has started the runtime, which this process cannot use."""
+        return False
+
+    @classmethod
+    def at_start(cls, call: Callable[[], None]) -> None:
+        """Call something when the runtime starts; at once where it has started."""
+        call()
+
+    def followed(self) -> AcceleratorDevice:
+        """Torch's current device of this family; this one while the runtime has not started."""
+        return type(self)(self.current_index()) if self.started() else self
 
     @property
     def module(self) -> Any:
@@ -88,6 +121,17 @@ class AcceleratorDevice(Device):
         """Seed this device's generator."""
         with self.activated():
             self._call("manual_seed", seed)
+
+    def seed_current(self, seed: int) -> None:
+        """Seed the current device's generator, at the runtime's start if that is still to come."""
+        self._call("manual_seed", seed)
+
+    def seed_every(self, seed: int) -> None:
+        """Seed the generators of all devices of the family; no other device is made current."""
+        if hasattr(self.module, "manual_seed_all"):
+            self.module.manual_seed_all(seed)
+        else:
+            super().seed_every(seed)
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """Call a function of the device's module, with the index if it takes one."""

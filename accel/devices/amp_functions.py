@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from accel.devices.choice import current_device
+from accel.devices.choice import acting_device, current_family
 
 
 def autocast(
@@ -47,7 +47,7 @@ def autocast(
             f"{dtype!r}; the device type is left out"
         )
     kind = _amp_device_type(enabled_on_cpu)
-    usable = bool(enabled) and (enabled_on_cpu or current_device().family != "cpu")
+    usable = bool(enabled) and (enabled_on_cpu or current_family().family != "cpu")
     return torch.autocast(kind, dtype=dtype, enabled=usable, cache_enabled=cache_enabled)
 
 
@@ -84,7 +84,7 @@ class GradScaler(torch.amp.GradScaler):
             raise TypeError(
                 f"GradScaler takes init_scale first; leave out the device {init_scale!r}"
             )
-        self._chip = current_device()
+        self._chip = acting_device()
         self._flag_is_clear = False
         super().__init__(
             self._chip.torch_type,
@@ -146,5 +146,5 @@ def custom_bwd(bwd: Callable[..., Any]) -> Callable[..., Any]:
 
 def _amp_device_type(on_cpu: bool) -> str:
     """Whose autocast: CUDA's on a CPU, where it is never on, unless the CPU's is asked for."""
-    kind = current_device().torch_type
+    kind = current_family().torch_type
     return "cuda" if kind == "cpu" and not on_cpu else kind

@@ -135,6 +135,19 @@ class Device(abc.ABC):
     def seed_own_generator(self, seed: int) -> None:
         """Seed this device's own generator; on a CPU nothing (`seed` does it)."""
 
+    def seed_current(self, seed: int) -> None:
+        """The same for the current device, which this is; it need not be started for it."""
+        self.seed_own_generator(seed)
+
+    def seed_every(self, seed: int) -> None:
+        """Seed the own generators of all devices of this family; on a CPU nothing."""
+        for index in range(self.count()):
+            type(self)(index).seed_own_generator(seed)
+
+    def followed(self) -> Device:
+        """This device, unless torch has made another of its family current since."""
+        return self
+
     @property
     def torch_device(self) -> torch.device:
         """The `torch.device` to create tensors on."""

@@ -1,7 +1,7 @@
 """Which device this process computes on.
 
 The choice: `ACCEL_DEVICE`, else the only accelerator, else the CPU. Two different accelerators and
-none named is an error.
+none named is an error. Which of the family's devices: see `accel.devices.current`.
 """
 
 from __future__ import annotations
@@ -9,14 +9,53 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
-from accel.devices.accelerator import AcceleratorDevice
 from accel.devices.base import Device
 from accel.devices.cpu import CpuDevice
-from accel.devices.registry import _registry, accelerator_counts, failure_of
+from accel.devices.current import index_of, index_without_binding, settled_by_program
+from accel.devices.registry import (
+    _registry,
+    accelerator_counts,
+    constant_in_graphs,
+    failure_of,
+    log_once,
+)
 from accel.errors import DeviceError
+
+# What decides which devices there are, as long as a vendor's runtime has not started: a choice is
+# remembered for their values, so that one changed later is not passed over.
+_DECIDING = (
+    "ACCEL_DEVICE",
+    "LOCAL_RANK",
+    "CUDA_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "ASCEND_RT_VISIBLE_DEVICES",
+    "ZE_AFFINITY_MASK",
+    "MLU_VISIBLE_DEVICES",
+    "MUSA_VISIBLE_DEVICES",
+)
+_Key = tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What the environment chooses.
+
+    Attributes:
+        family: The class of the device.
+        index: The index that `ACCEL_DEVICE` gives, or `LOCAL_RANK`; None where neither does.
+        named: Whether it is `ACCEL_DEVICE`'s.
+        complaint: Why `LOCAL_RANK` cannot be followed; empty where it can.
+    """
+
+    family: type[Device]
+    index: int | None = None
+    named: bool = False
+    complaint: str = ""
 
 
 def available_devices() -> list[Device]:
@@ -32,26 +71,35 @@ def current_device() -> Device:
     """The device this process computes on.
 
     In this order: the innermost `use_device` block of this thread; `ACCEL_DEVICE` (`npu`,
-    `cuda:1`, `cpu`, …); the only accelerator; the CPU. Without an index in a name, here as in
-    `use_device`, it is that of `accel.set_device`, else `LOCAL_RANK` (set by torchrun), else
-    torch's current one. The first choice that takes its index from `LOCAL_RANK` also makes it
-    torch's current device, since collectives and Triton launch there and not where the tensors are.
+    `cuda:1`, `cpu`, …); the only accelerator; the CPU.
+
+    Which one of its family: each thread begins at the index in `ACCEL_DEVICE`, else, until
+    `accel.set_device` is called, at `LOCAL_RANK` (set by torchrun), and the first choice makes it
+    torch's current device there, since collectives and Triton launch there and not where the
+    tensors are. From then on, and without either, it is torch's current device of this thread,
+    whether `accel.set_device`, `torch.cuda.set_device` or a block of torch's made it so. A runtime
+    that has not started yet is not started by the question.
 
     Raises:
         DeviceError: Two different accelerators are here and none is named; the named one is not
-            here; or `LOCAL_RANK` exceeds the devices that this process sees.
+            here; or `LOCAL_RANK` exceeds the devices that this process sees, unless it sees one
+            only: then it is that one, which is logged once.
     """
+    return _current(strict=True)
+
+
+def acting_device() -> Device:
+    """`current_device` for the flat functions, which never raise for `LOCAL_RANK`.
+
+    Where it exceeds the devices they act as `torch.cuda`'s, on torch's current one, and log it.
+    """
+    return _current(strict=False)
+
+
+def current_family() -> type[Device]:
+    """The class of the current device. No index is chosen, and no runtime started."""
     stack: list[Device] = getattr(_registry.local, "stack", [])
-    if stack:
-        return stack[-1]
-    key = (os.environ.get("ACCEL_DEVICE") or None, os.environ.get("LOCAL_RANK") or None)
-    device = _registry.selected.get(key)
-    if device is None:
-        device = _select(key[0])
-        _registry.selected[key] = device
-    if isinstance(device, AcceleratorDevice) and not _index_is_fixed(key):
-        return type(device)(torch.accelerator.current_device_index())
-    return device
+    return type(stack[-1]) if stack else _family(_key())
 
 
 @contextlib.contextmanager
@@ -78,7 +126,10 @@ def use_device(name: str | torch.device | Device) -> Iterator[Device]:
 
 
 def set_device(name: int | str | torch.device | Device) -> None:
-    """Fix the device of this process, as `torch.cuda.set_device` does.
+    """Make a device this thread's current one, as `torch.cuda.set_device` does.
+
+    As in torch, another thread begins at device 0, and torch's own functions and blocks change it.
+    `LOCAL_RANK` is not followed any more, in no thread.
 
     Args:
         name: An index of the current family, or anything that `use_device` takes.
@@ -91,19 +142,19 @@ def set_device(name: int | str | torch.device | Device) -> None:
         raise ValueError(
             "set_device inside a use_device block has no lasting effect: leave it first"
         )
-    current = current_device()
+    family = current_family()
     if isinstance(name, int):
-        name = "cpu" if current.family == "cpu" else f"{current.family}:{name}"
+        name = "cpu" if family.family == "cpu" else f"{family.family}:{name}"
     device = find_device(name)
-    if device.torch_type != current.torch_type:
+    if device.torch_type != family.torch_type:
         raise DeviceError(
-            f"set_device chooses among the {current.family} devices, not {device}: name another "
+            f"set_device chooses among the {family.family} devices, not {device}: name another "
             "family with ACCEL_DEVICE or `with accel.use_device(...)`"
         )
-    device.activate()
     if device.family != "cpu":
-        _registry.pinned_index = device.index
-        _registry.selected.clear()
+        _registry.follows_rank = False
+        settled_by_program(family, device.index, wish_of(family))
+    device.activate()
 
 
 def find_device(name: str | torch.device | Device) -> Device:
@@ -121,15 +172,29 @@ def find_device(name: str | torch.device | Device) -> Device:
         name = str(name)
     if not isinstance(name, str):
         raise TypeError(f"a device is named by a string or a torch.device, not {name!r}")
-    family, separator, index = name.partition(":")
-    if separator and not index.isdecimal():
+    family = _registry.families[_find(name)]
+    index = _index_in(name)
+    if index is None:
+        rank, complaint = _local_rank(family)
+        if complaint and _registry.follows_rank:
+            raise DeviceError(complaint)
+        index = index_without_binding(family, rank)
+    return family(index)
+
+
+def _index_in(name: str) -> int | None:
+    _, separator, number = name.partition(":")
+    return int(number) if separator else None
+
+
+@constant_in_graphs
+def _find(name: str) -> str:
+    """The family that a name means, if its index is one of a device here."""
+    family, separator, number = name.partition(":")
+    if separator and not number.isdecimal():
         raise DeviceError(f"{name!r} names no device: write it as in 'cuda' or 'cuda:1'")
-    return _device(family, int(index) if separator else None, name)
-
-
-def _device(family: str, index: int | None, name: str) -> Device:
     if family == "cpu":
-        return CpuDevice()
+        return family
     counts = accelerator_counts()
     # On an AMD machine `cuda`, torch's name for the type, means the family that is there.
     same_type = [f for f in counts if _registry.families[f].torch_type == family]
@@ -137,35 +202,12 @@ def _device(family: str, index: int | None, name: str) -> Device:
         family = same_type[0]
     if family not in counts:
         raise DeviceError(_not_here(family, name, counts))
-    if index is None:
-        return _families_default(family, counts[family])
-    if index >= counts[family]:
+    if separator and int(number) >= counts[family]:
         raise DeviceError(
             f"{name!r} is not here: this process sees {counts[family]} {family} device(s), "
             "numbered from 0"
         )
-    return _registry.families[family](index)
-
-
-def _families_default(family: str, count: int) -> Device:
-    """The device of a family that was named without an index; see `current_device`."""
-    device_class = _registry.families[family]
-    local_rank = os.environ.get("LOCAL_RANK")
-    if _registry.pinned_index is not None:
-        index = _registry.pinned_index
-    elif local_rank:
-        if not local_rank.isdecimal() or int(local_rank) >= count:
-            raise DeviceError(
-                f"LOCAL_RANK={local_rank}, but this process sees {count} {family} device(s): start "
-                f"at most {count} processes, or set ACCEL_DEVICE={family}:0 if the launcher shows "
-                "each process one device only"
-            )
-        index = int(local_rank)
-    elif issubclass(device_class, AcceleratorDevice):
-        index = torch.accelerator.current_device_index()
-    else:
-        index = 0
-    return device_class(index)
+    return family
 
 
 def _not_here(family: str, name: str, counts: dict[str, int]) -> str:
@@ -181,9 +223,70 @@ def _not_here(family: str, name: str, counts: dict[str, int]) -> str:
     )
 
 
-def _select(named: str | None) -> Device:
+def _current(strict: bool) -> Device:
+    stack: list[Device] = getattr(_registry.local, "stack", [])
+    if stack:
+        # The block made it torch's current device; a block of torch's inside may have changed it.
+        return stack[-1].followed()
+    key = _key()
+    family = _family(key)
+    if family is CpuDevice:
+        return CpuDevice()
+    complaint = _complaint(key) if _registry.follows_rank else ""
+    if complaint and strict:
+        raise DeviceError(complaint)
+    if complaint:
+        log_once(f"{complaint}; until then torch's current device is used")
+    return family(index_of(family, _wish(key, _registry.follows_rank), _is_named(key)))
+
+
+def wish_of(family: type[Device]) -> int | None:
+    """The index that the environment asks for now, if this is the family that it chooses."""
+    key = _key()
+    return _wish(key, _registry.follows_rank) if _family(key) is family else None
+
+
+def _key() -> _Key:
+    """What the choice depends on."""
+    # A plugin that takes torch's spare type makes itself known by this name.
+    spare = torch._C._get_privateuse1_backend_name()
+    return (*[os.environ.get(name) or None for name in _DECIDING], spare)
+
+
+def _chosen(key: _Key) -> _Choice:
+    found: _Choice | None = _registry.selected.get(key)
+    if found is None:
+        found = _registry.selected[key] = _select(key[0])
+    return found
+
+
+@constant_in_graphs
+def _family(key: _Key) -> type[Device]:
+    return _chosen(key).family
+
+
+@constant_in_graphs
+def _wish(key: _Key, follows_rank: bool) -> int | None:
+    """The index that the environment asks for."""
+    chosen = _chosen(key)
+    return chosen.index if chosen.named or follows_rank else None
+
+
+@constant_in_graphs
+def _is_named(key: _Key) -> bool:
+    return _chosen(key).named
+
+
+@constant_in_graphs
+def _complaint(key: _Key) -> str:
+    return _chosen(key).complaint
+
+
+def _select(named: str | None) -> _Choice:
     if named is not None:
-        device = find_device(named)
+        family, index = _registry.families[_find(named)], _index_in(named)
+        if index is not None and family is not CpuDevice:
+            return _Choice(family, index, named=True)
     else:
         families = list(accelerator_counts())
         if len(families) > 1:
@@ -191,12 +294,26 @@ def _select(named: str | None) -> Device:
                 f"two different accelerators are here, {' and '.join(families)}: say which one to "
                 f"use with ACCEL_DEVICE={families[0]} or `with accel.use_device({families[0]!r})`"
             )
-        device = find_device(families[0] if families else "cpu")
-    if ":" in (named or "") or os.environ.get("LOCAL_RANK"):
-        device.activate()
-    return device
+        family = _registry.families[families[0]] if families else CpuDevice
+    if family is CpuDevice:
+        return _Choice(CpuDevice)
+    rank, complaint = _local_rank(family)
+    return _Choice(family, rank, complaint=complaint)
 
 
-def _index_is_fixed(key: tuple[str | None, str | None]) -> bool:
-    named, local_rank = key
-    return _registry.pinned_index is not None or bool(local_rank) or ":" in (named or "")
+def _local_rank(family: type[Device]) -> tuple[int | None, str]:
+    """`LOCAL_RANK` as an index of the family, and else why it is none, if that matters."""
+    text = os.environ.get("LOCAL_RANK")
+    if not text:
+        return None, ""
+    count = family.count()
+    if text.isdecimal() and int(text) < count:
+        return int(text), ""
+    seen = f"LOCAL_RANK={text}, but this process sees {count} {family.family} device(s)"
+    if count == 1:  # a launcher shows each process its own; there is nothing to mistake
+        log_once(f"{seen}, which is used")
+        return None, ""
+    return None, (
+        f"{seen}: start at most {count} processes, or set ACCEL_DEVICE={family.family}:0 if the "
+        "launcher shows each process one device only"
+    )

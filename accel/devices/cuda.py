@@ -2,21 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from accel.devices.accelerator import AcceleratorDevice
 from accel.devices.formats import ScaledProduct, cuda_products
 
 
+class _TorchCudaDevice(AcceleratorDevice):
+    """What both share: `torch.cuda`'s runtime, which is not started to be counted or asked."""
+
+    torch_type = "cuda"
+
+    @classmethod
+    def started(cls) -> bool:
+        """Whether CUDA has started in this process."""
+        return bool(torch.cuda.is_initialized())
+
+    @classmethod
+    def in_bad_fork(cls) -> bool:
+        """Whether a parent process has started CUDA."""
+        return torch.cuda._is_in_bad_fork()
+
+    @classmethod
+    def at_start(cls, call: Callable[[], None]) -> None:
+        """Call something when CUDA starts; at once where it has started."""
+        torch.cuda._lazy_call(call)
+
+
 def _count(built_for_it: bool) -> int:
-    return torch.cuda.device_count() if built_for_it and torch.cuda.is_available() else 0
+    """Devices by the management library, as torch counts before the runtime has started.
+
+    `torch.cuda.is_available()` would start the driver: visible devices set later had no effect, and
+    forked processes could not use CUDA.
+    """
+    if not built_for_it:
+        return 0
+    if torch.cuda._is_in_bad_fork():  # the runtime cannot be asked here, and would say 0
+        amd = torch.version.hip is not None
+        count = torch.cuda._device_count_amdsmi() if amd else torch.cuda._device_count_nvml()
+        if count >= 0:
+            return count
+    return torch.cuda.device_count()
 
 
-class CudaDevice(AcceleratorDevice):
+class CudaDevice(_TorchCudaDevice):
     """An NVIDIA GPU."""
 
     family = "cuda"
-    torch_type = "cuda"
 
     @classmethod
     def count(cls) -> int:
@@ -34,11 +68,10 @@ class CudaDevice(AcceleratorDevice):
         return cuda_products(torch.cuda.get_device_capability(self.index))
 
 
-class RocmDevice(AcceleratorDevice):
+class RocmDevice(_TorchCudaDevice):
     """An AMD GPU; torch calls its device type `cuda`."""
 
     family = "rocm"
-    torch_type = "cuda"
 
     @classmethod
     def count(cls) -> int:

@@ -11,20 +11,23 @@ import torch
 
 from accel.devices.base import Device
 from accel.devices.blocks import Block
-from accel.devices.choice import current_device, use_device
+from accel.devices.choice import acting_device, current_family, use_device
 from accel.devices.choice import set_device as _set_device
 from accel.devices.resolution import DeviceLike, is_accelerator_name, resolve, say_once
 
 
 def is_available() -> bool:
-    """Whether the current device is an accelerator; False on a CPU."""
-    return current_device().family != "cpu"
+    """Whether the current device is an accelerator; False on a CPU.
+
+    It starts no runtime, so that `CUDA_VISIBLE_DEVICES` may still be set and processes forked.
+    """
+    return current_family().family != "cpu"
 
 
 def device_count() -> int:
-    """Devices of the current accelerator family; 0 on a CPU."""
-    device = current_device()
-    return 0 if device.family == "cpu" else device.count()
+    """Devices of the current accelerator family; 0 on a CPU. It starts no runtime."""
+    family = current_family()
+    return 0 if family.family == "cpu" else family.count()
 
 
 def device(name: DeviceLike = None, index: int | None = None) -> torch.device:
@@ -51,10 +54,10 @@ def device(name: DeviceLike = None, index: int | None = None) -> torch.device:
         raise ValueError(f"a device index is 0 or more, not {name}")
     if str(name) == "meta":
         return torch.device("meta")
-    current = current_device()
-    if current.family == "cpu" and not isinstance(name, Device) and is_accelerator_name(name):
+    on_cpu = current_family().family == "cpu"
+    if on_cpu and not isinstance(name, Device) and is_accelerator_name(name):
         say_once(str(name), "cpu")
-        return current.torch_device
+        return torch.device("cpu")
     return resolve(name).torch_device
 
 
@@ -67,8 +70,11 @@ def device_str(name: DeviceLike = None, index: int | None = None) -> str:
 
 
 def default_device_type() -> str:
-    """`cuda`, `npu`, …, or `cpu`: for `"cuda" if torch.cuda.is_available() else "cpu"`."""
-    return current_device().torch_type
+    """`cuda`, `npu`, …, or `cpu`: for `"cuda" if torch.cuda.is_available() else "cpu"`.
+
+    It starts no runtime and chooses no index.
+    """
+    return current_family().torch_type
 
 
 def current_device_index() -> int:
@@ -76,11 +82,11 @@ def current_device_index() -> int:
 
     `accel.current_device()` is the device itself.
     """
-    return current_device().index
+    return acting_device().index
 
 
 def set_device(device: DeviceLike) -> None:
-    """Fix this process's device among those of its family; on a CPU nothing.
+    """Make a device of the current family this thread's current one; on a CPU nothing.
 
     Args:
         device: An index, a name (`npu:1`), a torch device, or a `Device`; as with torch, None and

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from accel.devices.choice import current_device
+from accel.devices.choice import current_family
 from accel.devices.device_functions import is_available
 from accel.devices.resolution import DeviceLike, resolve
 from accel.errors import DeviceError
@@ -38,7 +38,7 @@ def dist_backend(spec: str | None = None) -> str:
             names.append(f"cpu:{backend}")
         elif is_available():
             own = _own_backend() if backend.lower() in _VENDORS else backend
-            names.append(f"{current_device().torch_type}:{own}")
+            names.append(f"{current_family().torch_type}:{own}")
     return ",".join(names) if names else _own_backend()
 
 
@@ -52,7 +52,7 @@ def is_accelerator_backend(backend: str) -> bool:
             backend: then whether one of them is.
     """
     names = {part.strip().rpartition(":")[2].lower() for part in str(backend).split(",")}
-    own = current_device().collective_backend if is_available() else None
+    own = current_family()().collective_backend if is_available() else None
     return bool(names & (_VENDORS | ({own} if own else set())))
 
 
@@ -63,7 +63,7 @@ def is_accelerator_backend_available() -> bool:
     """
     if not is_available() or not torch.distributed.is_available():
         return False
-    backend = current_device().collective_backend
+    backend = current_family()().collective_backend
     return backend is not None and torch.distributed.is_backend_available(backend)
 
 
@@ -91,11 +91,11 @@ def ddp_output_device(rank: DeviceLike = None) -> int | None:
 
 
 def _own_backend() -> str:
-    device = current_device()
-    backend = device.collective_backend
+    family = current_family()
+    backend = family().collective_backend
     if backend is None:
         raise DeviceError(
-            f"torch knows no collective backend for {device}: install the vendor's plugin, or "
-            "give init_process_group a backend by name"
+            f"torch knows no collective backend for {family.family}: install the vendor's plugin, "
+            "or give init_process_group a backend by name"
         )
     return backend

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from accel.devices.choice import current_device
+from accel.devices.choice import acting_device, current_family
 from accel.devices.device_functions import is_available
 from accel.devices.resolution import DeviceLike, ask, module_of, resolve
 
@@ -65,7 +65,7 @@ def is_bf16_supported(including_emulation: bool = True) -> bool:
     Args:
         including_emulation: Also where it is emulated, as on GPUs before Ampere.
     """
-    chosen = current_device()
+    chosen = acting_device()
     if chosen.family == "cpu":
         return False
     function = getattr(module_of(chosen), "is_bf16_supported", None)
@@ -79,12 +79,12 @@ def is_bf16_supported(including_emulation: bool = True) -> bool:
 def init() -> None:
     """Start the device's runtime now and not at its first use; on a CPU nothing."""
     if is_available():
-        ask(current_device(), "init")
+        ask(acting_device(), "init")
 
 
 def is_initialized() -> bool:
     """Whether the device's runtime has started; False on a CPU."""
-    return is_available() and bool(ask(current_device(), "is_initialized"))
+    return is_available() and bool(ask(current_family()(), "is_initialized"))
 
 
 def can_device_access_peer(device: DeviceLike, peer_device: DeviceLike) -> bool:
@@ -107,10 +107,10 @@ def utilization(device: DeviceLike = None) -> int:
 
 def get_sync_debug_mode() -> int:
     """What synchronising operations do: 0 nothing, 1 warn, 2 raise; 0 on a CPU."""
-    return int(ask(current_device(), "get_sync_debug_mode")) if is_available() else 0
+    return int(ask(current_family()(), "get_sync_debug_mode")) if is_available() else 0
 
 
 def set_sync_debug_mode(debug_mode: int | str) -> None:
     """Set it: `default`, `warn`, `error` or 0, 1, 2; on a CPU nothing."""
     if is_available():
-        ask(current_device(), "set_sync_debug_mode", debug_mode)
+        ask(current_family()(), "set_sync_debug_mode", debug_mode)

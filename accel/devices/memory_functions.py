@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from accel.devices.base import Device
-from accel.devices.choice import current_device
+from accel.devices.choice import acting_device, current_family
 from accel.devices.device_functions import is_available
 from accel.devices.resolution import DeviceLike, ask, resolve
 
 
 def empty_cache() -> None:
     """Give cached device memory back to the driver; on a CPU nothing."""
-    current_device().empty_cache()
+    acting_device().empty_cache()
 
 
 def memory_allocated(device: DeviceLike = None) -> int:
@@ -99,7 +99,7 @@ def memory_snapshot(mempool_id: Any = None, include_traces: bool = True) -> list
         mempool_id: Only this pool's.
         include_traces: With the recorded stacks. On CUDA only: Ascend's always have them.
     """
-    chosen = current_device()
+    chosen = current_family()()
     without = not include_traces and chosen.torch_type == "cuda"
     options = [mempool_id, False] if without else [mempool_id]  # an older torch has no second
     segments: list[dict[str, Any]] = _own(chosen, "memory_snapshot", [], *options)
@@ -126,7 +126,7 @@ def get_per_process_memory_fraction(device: DeviceLike = None) -> float:
 def ipc_collect() -> None:
     """Free memory that other processes no longer share; on a CPU nothing."""
     if is_available():
-        ask(current_device(), "ipc_collect")
+        ask(current_family()(), "ipc_collect")
 
 
 def _place(device: DeviceLike) -> torch.device | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Callable
 
 import torch
 
@@ -34,8 +35,30 @@ class NpuDevice(AcceleratorDevice):
             if importlib.util.find_spec("torch_npu") is None:
                 return 0
             import torch_npu  # noqa: F401 - registers torch.npu
-        npu = torch.get_device_module("npu")
-        return int(npu.device_count()) if npu.is_available() else 0
+        # By the driver's library; torch.npu.is_available() would start the runtime.
+        return int(torch.get_device_module("npu").device_count())
+
+    @classmethod
+    def started(cls) -> bool:
+        """Whether the runtime has started in this process."""
+        return bool(torch.get_device_module("npu").is_initialized())
+
+    @classmethod
+    def resting_index(cls) -> int:
+        """The current index; torch_npu's set_device does not count as a start."""
+        import torch_npu
+
+        return max(0, int(torch_npu._C._npu_getDeviceWithoutSet()))
+
+    @classmethod
+    def in_bad_fork(cls) -> bool:
+        """Whether a parent process has started the runtime."""
+        return bool(torch.get_device_module("npu")._is_in_bad_fork())
+
+    @classmethod
+    def at_start(cls, call: Callable[[], None]) -> None:
+        """Call something when the runtime starts; at once where it has started."""
+        torch.get_device_module("npu")._lazy_call(call)
 
     @property
     def chip(self) -> chips.Chip:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from accel.devices.choice import current_device
+from accel.devices.choice import current_family
 from accel.devices.device_functions import is_available
 from accel.devices.resolution import module_of
 
@@ -82,7 +82,7 @@ def profiler_activities(*, cpu: bool = True) -> list[Any]:
 def _mark(name: str, *arguments: Any) -> Any:
     if not is_available():
         return None
-    module = module_of(current_device())
+    module = module_of(current_family()())
     # torch.cuda brings NVTX (roctx on AMD), torch_npu MSTX, by the same names.
     marks = getattr(module, "nvtx", None) or getattr(module, "mstx", None)
     return None if marks is None else getattr(marks, name)(*arguments)

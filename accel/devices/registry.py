@@ -6,12 +6,14 @@ one that fails is kept with its traceback (`failures`), shown by `accel doctor`,
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import logging
 import threading
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -25,6 +27,7 @@ ENTRY_POINT_GROUP = "accel.devices"
 
 _logger = logging.getLogger("accel")
 _DeviceClass = TypeVar("_DeviceClass", bound=type[Device])
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,9 @@ class _Registry:
     def __init__(self) -> None:
         self.families: dict[str, type[Device]] = {}
         self.failures: dict[str, FamilyFailure] = {}  # by source: names may be taken twice
-        self.selected: dict[tuple[str | None, str | None], Device] = {}
-        self.pinned_index: int | None = None
+        self.selected: dict[tuple[str | None, ...], Any] = {}  # choice.py, by environment
+        self.follows_rank = True  # until the program calls set_device
+        self.queued: dict[type[Device], bool] = {}  # families that wait for their runtime's start
         self.plugins_loaded = False
         # Reentrant, since a plugin may use this library while it loads.
         self.lock = threading.RLock()
@@ -74,6 +78,28 @@ class _Registry:
 
 
 _registry = _Registry()
+
+
+def constant_in_graphs(function: _Function) -> _Function:
+    """Mark a function that `torch.compile` calls while it traces, taking the result as constant.
+
+    It does what it does for real then; locks, plugins and drivers cannot be traced. It takes and
+    returns numbers, strings and classes; what it changes must not be read by what is traced. This is
+    `torch.compiler.assume_constant_result` without importing the compiler, which takes seconds.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_in_graphs
+def log_once(message: str) -> None:
+    """Log a warning the first time that it is met."""
+    _log_once(message)
+
+
+@functools.cache
+def _log_once(message: str) -> None:
+    _logger.warning(message)
 
 
 def register_device(device_class: _DeviceClass) -> _DeviceClass:
@@ -159,14 +185,21 @@ def accelerator_counts() -> dict[str, int]:
 def _add_unnamed_accelerator() -> None:
     """Give torch's accelerator a family if none here is of its type."""
     try:
+        accelerator = torch.accelerator.current_accelerator()
+        # Whether it is there is asked only where no family will ask: torch.cuda.is_available()
+        # starts the driver.
+        if accelerator is None or _is_named(accelerator.type):
+            return
         accelerator = torch.accelerator.current_accelerator(check_available=True)
     except Exception as error:
         _registry.fail("accelerator", "torch.accelerator", error)
         return
-    if accelerator is None:
-        return
-    if all(family.torch_type != accelerator.type for family in _registry.families.values()):
+    if accelerator is not None:
         _registry.families[accelerator.type] = family_of(accelerator.type)
+
+
+def _is_named(torch_type: str) -> bool:
+    return any(family.torch_type == torch_type for family in _registry.families.values())
 
 
 def _load_plugins() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from accel.devices.base import Device
-from accel.devices.choice import current_device, find_device
+from accel.devices.choice import acting_device, current_family, find_device
 from accel.devices.registry import _registry, accelerator_counts
 from accel.errors import DeviceError
 
@@ -29,22 +29,22 @@ def resolve(device: DeviceLike) -> Device:
     An accelerator's name that is not on this machine means the current device's family; where that
     is the CPU's, one whose index is too high means the CPU.
     """
-    current = current_device()
-    on_cpu = current.family == "cpu"
+    here = current_family()
+    on_cpu = here.family == "cpu"
     if device is None or (isinstance(device, int) and on_cpu):
-        return current
+        return acting_device()
     if isinstance(device, int):
-        return find_device(f"{current.family}:{device}")
+        return find_device(f"{here.family}:{device}")
     if isinstance(device, Device):
         return find_device(device)
     family, _, index = str(device).partition(":")
-    if not index and family in (current.family, current.torch_type):
-        return current  # as torch: also in a block that made it current
+    if not index and family in (here.family, here.torch_type):
+        return acting_device()  # as torch: also in a block that made it current
     if not is_accelerator_name(device) or _is_here(family, index if on_cpu else ""):
         return find_device(device)
     if on_cpu:
-        return current
-    found = find_device(f"{current.family}:{index}") if index else current
+        return acting_device()
+    found = find_device(f"{here.family}:{index}") if index else acting_device()
     say_once(str(device), str(found))
     return found
 

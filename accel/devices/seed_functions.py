@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from accel.devices.base import Device
-from accel.devices.choice import current_device
+from accel.devices.choice import acting_device, current_family
 from accel.devices.device_functions import device_count, is_available
 from accel.devices.resolution import DeviceLike, ask, module_of, resolve
 
@@ -21,30 +21,32 @@ def manual_seed(seed: int) -> None:
 
     `Device.seed` seeds the device and the CPU together.
     """
-    current_device().seed_own_generator(seed)
+    acting_device().seed_current(seed)
 
 
 def manual_seed_all(seed: int) -> None:
-    """Seed every device of the current family; on a CPU nothing."""
-    for device in _all_devices():
-        device.seed_own_generator(seed)
+    """Seed every device of the current family; on a CPU nothing.
+
+    As in torch a seed waits, where the runtime has not started, for its start.
+    """
+    current_family()().seed_every(seed)
 
 
 def seed() -> None:
     """Seed the current device's generator with a random number; on a CPU nothing."""
     if is_available():
-        ask(current_device(), "seed")
+        ask(acting_device(), "seed")
 
 
 def seed_all() -> None:
     """Seed every device of the current family with one random number; on a CPU nothing."""
     if is_available():
-        ask(current_device(), "seed_all")
+        ask(current_family()(), "seed_all")
 
 
 def initial_seed() -> int:
     """What the current device's generator was seeded with; 0 on a CPU."""
-    return int(ask(current_device(), "initial_seed")) if is_available() else 0
+    return int(ask(acting_device(), "initial_seed")) if is_available() else 0
 
 
 def get_rng_state(device: DeviceLike = None) -> torch.Tensor:
@@ -116,7 +118,7 @@ def default_generators() -> tuple[torch.Generator, ...]:
     """The default generator of every device, for `torch.cuda.default_generators`; () on a CPU."""
     if not is_available():
         return ()
-    device = current_device()
+    device = acting_device()
     if not ask(device, "is_initialized"):
         ask(device, "init")  # before it the vendors' tuples are empty
     generators: tuple[torch.Generator, ...] = tuple(module_of(device).default_generators)
@@ -124,5 +126,5 @@ def default_generators() -> tuple[torch.Generator, ...]:
 
 
 def _all_devices() -> list[Device]:
-    family = type(current_device())
+    family = current_family()
     return [family(index) for index in range(device_count())]

@@ -8,7 +8,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 
 from accel.devices.base import Device
-from accel.devices.choice import current_device
+from accel.devices.choice import current_family
 from accel.devices.device_functions import device as _device
 from accel.devices.device_functions import is_available
 from accel.devices.resolution import DeviceLike, is_accelerator_name, module_of
@@ -31,24 +31,23 @@ _CLASS_NAMES = {
 }
 
 
-def is_accelerator(device: int | str | torch.device | Device) -> bool:
+def is_accelerator(device: object) -> bool:
     """Whether a device is an accelerator, for `device.type == "cuda"` and `"cuda" in name`.
 
     Args:
-        device: A torch device, a `Device`, or a name: of any accelerator, here or not. An index is
-            one where an accelerator is current.
+        device: A torch device, a `Device`, or a name: of any accelerator, here or not, also with
+            a list of indices (`cuda:0,1`). An index is one where an accelerator is current.
 
     Returns:
-        False for `cpu`, `meta`, and a string that names no device.
-
-    Raises:
-        TypeError: It is none of these.
+        False for `cpu`, `meta`, and what names no device: another string, None, a path.
     """
     if isinstance(device, int):
         return is_available()
-    if not isinstance(device, (str, torch.device, Device)):
-        raise TypeError(f"is_accelerator takes a device or its name, not {device!r}")
-    return is_accelerator_name(device)
+    if isinstance(device, str):
+        type_, separator, indices = device.partition(":")
+        named = all(index.isdecimal() for index in indices.split(",")) if separator else True
+        return named and is_accelerator_name(type_)
+    return isinstance(device, (torch.device, Device)) and is_accelerator_name(device)
 
 
 def on_accelerator(tensor: Any) -> bool:
@@ -129,7 +128,7 @@ def tensor_type(dtype: torch.dtype = torch.float32) -> Any:
         DeviceError: The device's module has none.
     """
     name = _class_name(dtype)
-    current = current_device()
+    current = current_family()()
     owner = torch if current.family == "cpu" else module_of(current)
     found = getattr(owner, name, None)
     if found is None:
@@ -149,7 +148,7 @@ def tensor_type_name(dtype: torch.dtype = torch.float32) -> str:
     Raises:
         ValueError: torch has no class for this dtype.
     """
-    kind = current_device().torch_type
+    kind = current_family().torch_type
     return ".".join(["torch", *([] if kind == "cpu" else [kind]), _class_name(dtype)])
 
 

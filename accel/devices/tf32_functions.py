@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from accel.devices.choice import current_device
+from accel.devices.choice import current_family
 from accel.devices.switches import SWITCHES
 
 
@@ -20,7 +20,7 @@ def allow_tf32(allow: bool = True, *, matmul: bool = True, conv: bool = True) ->
         matmul: Of matrix products. torch's default is full float32.
         conv: Of convolutions. The default of cuDNN and of Ascend is the reduced one.
     """
-    on_npu = current_device().family == "npu"
+    on_npu = current_family().family == "npu"
     if matmul:
         torch.backends.cuda.matmul.allow_tf32 = allow
         if on_npu:

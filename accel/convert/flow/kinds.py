@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 Kind = Literal[
     "device",  # a device argument
     "device_type",  # an argument that wants a device's type, as autocast's
+    "kind",  # a `device_type` of a function of which nothing is known: it may be a kind of code
     "foreign",  # a device argument of a package that is not torch's
     "comparison",  # ==, in, startswith, endswith, match
     "parsing",  # taken apart: split, replace, slices

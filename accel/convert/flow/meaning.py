@@ -29,6 +29,7 @@ _SAYS: dict[Kind, str] = {
     "message": "is part of a message",
     "discarded": "is a text that nothing uses",
     "key": "is a key",
+    "kind": "is a device_type of code that this file does not show",
     "foreign": "goes to a package that is not built on torch",
     "text": "is part of a text",
     "comparison": "is compared with what is no device",
@@ -60,8 +61,10 @@ class Purpose(NamedTuple):
 def purpose(module: Module, node: ast.AST) -> Purpose:
     """What the value of an expression is for."""
     ends = sinks(module, node)
-    against = [sink for sink in ends if not _fits(module, sink)]
     positive = [sink for sink in ends if sink.kind in ("device", "device_type")]
+    against = [sink for sink in ends if not _fits(module, sink)]
+    if positive:  # what is a device's type for torch is one for others too
+        against = [sink for sink in against if sink.kind != "kind"]
     named = [sink for sink in ends if sink.kind in _NAMED and device_like(sink.name)]
     if named and not positive and uses_foreign(module):
         return Purpose("unknown", "may go to a package that is not built on torch", ends)

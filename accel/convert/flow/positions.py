@@ -8,7 +8,7 @@ from typing import Literal
 
 from accel.convert.module import Module
 
-Position = Literal["device", "device_type", "device_list", "foreign", "unknown"]
+Position = Literal["device", "device_type", "device_list", "foreign", "kind"]
 
 # What torch itself takes for a device's name; an index may follow.
 _STRING = re.compile(r"(cuda|npu|xpu|mps|hpu|mlu|musa|cpu|meta|xla|privateuseone)(:\d+)?")
@@ -28,7 +28,6 @@ _BY_PLACE: dict[str, tuple[int, ...]] = {
     "torch.utils.model_zoo.load_url": (2,),
     "torch.Generator": (0,),
     "torch.set_default_device": (0,),
-    "torch.get_device_module": (0,),
     "torch.accelerator.set_device_index": (0,),
     "torch.accelerator.set_device_idx": (0,),
 }
@@ -123,7 +122,7 @@ def is_location(module: Module, node: ast.AST) -> bool:
 def position(module: Module, call: ast.Call, where: int | str) -> Position | None:
     """What a call takes at a place, given by number or keyword; None if unknown.
 
-    `foreign` is a device of a package that is not built on torch; `unknown` is a `device_type` of
+    `foreign` is a device of a package that is not built on torch; `kind` is a `device_type` of
     a function of which nothing is known: there it often is a kind of code, and no place.
     """
     name = module.qualified(call.func) or ""
@@ -132,7 +131,7 @@ def position(module: Module, call: ast.Call, where: int | str) -> Position | Non
     if name in _TYPES and where in (0, "device_type", "device"):
         return "device_type"
     if where == "device_type":
-        return "device_type" if _takes_type(module, name) else "unknown"
+        return "device_type" if _takes_type(module, call, name) else "kind"
     if where == "device_ids":
         return "device_list"
     if isinstance(where, str):
@@ -158,7 +157,7 @@ def _is_torch_function(name: str) -> bool:
     return not name.endswith((".to", ".cuda", ".to_empty"))
 
 
-def _takes_type(module: Module, name: str) -> bool:
+def _takes_type(module: Module, call: ast.Call, name: str) -> bool:
     """Whether the `device_type` of a function is the type of the device that a program runs on.
 
     It is so for torch's functions but those about code to build or to test, and for the tree's own
@@ -166,6 +165,7 @@ def _takes_type(module: Module, name: str) -> bool:
     """
     if name.startswith("torch."):
         return not name.startswith(_ABOUT_CODE)
-    home, _, leaf = name.rpartition(".")
-    is_own = name.startswith(".") or home in module.project.packages
+    func = call.func
+    leaf = func.attr if isinstance(func, ast.Attribute) else name.rpartition(".")[2]
+    is_own = leaf in module.project.names and not leaf.startswith("__")
     return is_own and "autocast" not in leaf

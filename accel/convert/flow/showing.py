@@ -14,14 +14,16 @@ _METHODS = frozenset(
     {
         "parameters", "named_parameters", "state_dict", "load_state_dict", "zero_grad", "backward",
         "requires_grad_", "named_modules", "register_buffer", "detach", "unsqueeze", "squeeze",
-        "permute", "contiguous", "argmax", "softmax", "masked_fill", "half", "bfloat16", "cuda",
-        "cpu", "eval", "train", "data_ptr", "element_size", "record_stream", "pin_memory",
+        "permute", "contiguous", "argmax", "softmax", "masked_fill", "half", "bfloat16", "eval",
+        "data_ptr", "element_size", "record_stream", "pin_memory",
     }
 )  # fmt: skip
 _TYPE = re.compile(r"\b(?:Tensor|LongTensor|FloatTensor|Module|Parameter)\b")
 _NAME = re.compile(
     r"(?:^|_)(?:model|net|network|module|tensor|logits|input_ids|inputs?|labels?|targets?|images?)$"
 )
+_CLASS = re.compile(r"(?:Model|Net|Network)(?:For\w+)?\d*$|\.from_pretrained$")
+_MOVES = frozenset({"to", "cpu", "cuda", "numpy"})  # of the result of a move
 _MOVING = frozenset({"non_blocking", "dtype", "memory_format", "copy"})
 # Functions of torch that take values of any kind.
 _ANY = ("torch.save", "torch.device", "torch.is_tensor", "torch.tensor", "torch.as_tensor",
@@ -59,14 +61,23 @@ def is_moved(module: Module, call: ast.Call) -> bool:
     if any((module.qualified(a) or "").startswith("torch.") for a in call.args[1:]):
         return True
     outer = module.parent(call)
-    return isinstance(outer, ast.Attribute) and outer.attr in _METHODS
+    return isinstance(outer, ast.Attribute) and outer.attr in _METHODS | _MOVES
 
 
 def names_value(node: ast.expr) -> bool:
-    """Whether a value's own name says that it is a tensor or module: `model`, `self.net`."""
+    """Whether a value's name says that it is a tensor or module: `model`, `self.net`, `Net()`."""
+    if isinstance(node, ast.Call):
+        return _CLASS.search(_chain(node.func)) is not None
     name = node.attr if isinstance(node, ast.Attribute) else ""
     name = node.id if isinstance(node, ast.Name) else name
     return _NAME.search(name.lower()) is not None
+
+
+def _chain(node: ast.expr) -> str:
+    """The names of `Net` and `lib.Net.from_pretrained`; nothing of another expression."""
+    if isinstance(node, ast.Attribute):
+        return f"{_chain(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
 
 
 def _is_annotated(module: Module, node: ast.Name) -> bool:

@@ -23,6 +23,11 @@ _HARMLESS = frozenset(
         "builtins.dict", "copy.copy", "copy.deepcopy", "torch.save", "pprint.pprint",
     }
 )  # fmt: skip
+# What makes an object of the same entries, by the last part of its name.
+_CONTAINERS = frozenset(
+    {"OmegaConf.create", "EasyDict", "edict", "AttrDict", "Munch", "munchify", "Box", "ConfigDict",
+     "DotMap", "DictConfig", "OrderedDict", "defaultdict"}
+)  # fmt: skip
 
 
 def ways(module: Module, table: ast.Dict | ast.Call, key: str) -> list[tuple[Way, ast.expr]]:
@@ -55,6 +60,8 @@ def _within(
     name = module.qualified(call.func) or ""
     if name in _HARMLESS or is_message(module, call, name):
         return []
+    if name.endswith(tuple(f".{one}" for one in _CONTAINERS)):
+        return [("stored", call)]
     return [("passed", call)]
 
 

@@ -17,7 +17,7 @@ from accel.convert.flow.calls import (
 from accel.convert.flow.kinds import Kind as Kind
 from accel.convert.flow.kinds import Sink as Sink
 from accel.convert.flow.options import add_option, option_place
-from accel.convert.flow.positions import Position, position, uses_foreign
+from accel.convert.flow.positions import position, uses_foreign
 from accel.convert.flow.tables import ways
 from accel.convert.flow.uses import attribute_uses, calls_of, option_uses, subscript_uses
 from accel.convert.module import Module
@@ -110,7 +110,7 @@ class _Tracer:
             return
         found = position(module, call, where)
         if found is not None:
-            self._placed(found, call, name)
+            self.end("device" if found == "device_list" else found, call, name)
             return
         called = module.qualified(call.func) or ""
         if called == "builtins.dict" and isinstance(where, str):
@@ -128,18 +128,12 @@ class _Tracer:
         else:
             self.end("passed", call, where if isinstance(where, str) else name)
 
-    def _placed(self, place: Position, call: ast.Call, name: str) -> None:
-        if place == "unknown":
-            self.end("passed", call, "")  # the parameter's name says nothing
-        else:
-            self.end("device" if place == "device_list" else place, call, name)
-
     def _option(self, node: ast.AST, call: ast.Call, where: int | str, name: str) -> None:
         place = option_place(call, where)
         if place != "default":
             self.end(place, call, name)
             return
-        option, uses = option_uses(self.module, call)
+        option, uses = option_uses(self.module, call, where)
         if not uses:
             self.end("stored", call, option)
         for use in uses:

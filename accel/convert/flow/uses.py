@@ -76,9 +76,14 @@ def _through_self(module: Module, node: ast.Attribute, owner: ast.ClassDef | Non
     return _is_self(node.value) and module.class_of(node) is owner
 
 
-def option_uses(module: Module, call: ast.Call) -> tuple[str, list[ast.expr]]:
-    """The destination of a command-line option, and where it is read."""
+def option_uses(module: Module, call: ast.Call, where: int | str = 0) -> tuple[str, list[ast.expr]]:
+    """The destination of a command-line option, and where it is read.
+
+    `where` is the argument that gives it its default, which is its name in `set_defaults`.
+    """
     name = destination(call)
+    if isinstance(call.func, ast.Attribute) and call.func.attr == "set_defaults":
+        name = str(where)
     loads = _index(module).attributes.get(name, [])
     keys = _index(module).keys.get(name, [])
     decorated = module.parent(call)

@@ -8,7 +8,8 @@ from accel.convert.finding import TreeResult
 from accel.convert.pages import page_parts as parts
 from accel.convert.pages.rows import Rows, Section, section
 from accel.convert.pages.runs import Trace
-from accel.convert.pages.summary import Summary, Verdict
+from accel.convert.pages.summary import Summary
+from accel.convert.pages.verdict import Verdict
 from accel.convert.pages.words import EFFORTS, count, percent, sentence
 from accel.report import Markup, explorer, html
 from accel.report.html import Tone
@@ -47,7 +48,7 @@ def to_html(tree: TreeResult, summary: Summary, trace: Trace | None = None) -> s
     rows = Rows(tree)
     sections = [
         *parts.missing(summary),
-        parts.grouped("blockers", "Blockers", summary.blockers, rows, otherwise="None."),
+        parts.blockers(summary, rows),
         _work(summary),
         *parts.unread(summary),
         parts.grouped("human", "For a human", summary.human, rows),
@@ -83,10 +84,9 @@ def _headline(tree: TreeResult, summary: Summary) -> Markup:
         "chip": tree.chip,
     }
     said = sentence(summary.sentence)
-    body = [html.listing(summary.conflicts)] if summary.conflicts else []
     return html.headline(
         word, said if word == "no-go" else said[:1].upper() + said[1:],
-        *body, html.definitions(facts), tone=tone,
+        html.definitions(facts), tone=tone,
     )  # fmt: skip
 
 
@@ -97,12 +97,19 @@ def _figures(summary: Summary) -> Markup:
         (summary.share, "of them convert by themselves", "good"),
         (f"{summary.actions['flag']:,}", "for a human", _bad_if(summary.actions["flag"], "warn")),
         (f"{blocking:,}", "at blockers", _bad_if(blocking, "bad")),
-        (f"{summary.actions['keep']:,}", "right as they are, kept", "neutral"),
+        (f"{summary.actions['keep'] - summary.switched_off:,}", "right as they are, kept",
+         "neutral"),
+        *_switched_off(summary),
         (f"{len(summary.unread):,}", "files not read", _bad_if(len(summary.unread), "bad")),
         (f"{len(summary.missing):,}", "tokens nobody accounts for",
          _bad_if(len(summary.missing), "bad")),
     ]  # fmt: skip
     return html.figures(items)
+
+
+def _switched_off(summary: Summary) -> list[tuple[object, str, Tone]]:
+    number = summary.switched_off
+    return [(f"{number:,}", "switched off in this run", "warn")] if number else []
 
 
 def _bad_if(number: int, tone: Tone) -> Tone:

@@ -27,16 +27,20 @@ class _Count(NamedTuple):
     keep: int
 
 
-def grouped(
-    anchor: str, heading: str, groups: Sequence[Group], rows: Rows, *, otherwise: str = ""
-) -> Section | None:
+def grouped(anchor: str, heading: str, groups: Sequence[Group], rows: Rows) -> Section | None:
     """Groups of findings, each with its advice and links to its places."""
-    if not groups and not otherwise:
-        return None
     if not groups:
-        return section(anchor, heading, otherwise)
+        return None
     shown = (_group(one, rows, is_open=len(groups) <= _OPEN) for one in groups)
     return section(anchor, heading, *shown)
+
+
+def blockers(summary: Summary, rows: Rows) -> Section:
+    """What stands against a move; all of it open, for nothing matters more."""
+    shown = [_group(one, rows, is_open=True) for one in summary.blockers]
+    conflicts = [html.listing(summary.conflicts)] if summary.conflicts else []
+    body = [*conflicts, *shown]
+    return section("blockers", "Blockers", *(body or ["None."]))
 
 
 def _group(group: Group, rows: Rows, *, is_open: bool) -> Markup:

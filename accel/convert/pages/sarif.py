@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from accel._version import __version__
 from accel.convert.finding import FileResult, Finding, TreeResult
+from accel.convert.keeping import is_commented
 from accel.convert.pages.summary import Summary
 from accel.convert.pages.words import document_of, family_of, rule_of
 from accel.convert.walking import place_of
@@ -21,7 +22,6 @@ SCHEMA = (
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 )
 _BOM = b"\xef\xbb\xbf"
-_SUPPRESSED = re.compile(r"#\s*accel:\s*keep")
 _Object = dict[str, object]
 
 
@@ -122,7 +122,7 @@ def _results(tree: TreeResult, file: FileResult, numbers: dict[str, int]) -> Ite
             "properties": {"action": finding.action, "effort": finding.effort},
         }
         if finding.action == "keep":
-            result["suppressions"] = [text.suppression(finding)]
+            result["suppressions"] = [_suppression(finding)]
         yield result
 
 
@@ -141,11 +141,10 @@ def _fingerprint(file: FileResult, finding: Finding, seen: dict[str, int]) -> st
 
 
 class _Text:
-    """A file's text, for ends of regions and for suppressing comments."""
+    """A file's text, for ends of regions."""
 
     def __init__(self, file: FileResult) -> None:
         self._utf8 = file.before.removeprefix(_BOM)
-        self._lines = re.split(rb"\r\n|\r|\n", self._utf8)
 
     def region(self, finding: Finding) -> _Object:
         """Where a finding is (3.30): columns from 1, the end exclusive."""
@@ -161,15 +160,14 @@ class _Text:
             region["snippet"] = {"text": _text(finding.snippet)}
         return region
 
-    def suppression(self, finding: Finding) -> _Object:
-        """Why a place is kept (3.35)."""
-        line = self._lines[finding.line - 1] if finding.line <= len(self._lines) else b""
-        commented = _SUPPRESSED.search(line.decode("utf-8", "replace"))
-        return {
-            "kind": "inSource" if commented else "external",
-            "status": "accepted",
-            "justification": _text(finding.message),
-        }
+
+def _suppression(finding: Finding) -> _Object:
+    """Why a place is kept (3.35)."""
+    return {
+        "kind": "inSource" if is_commented(finding) else "external",
+        "status": "accepted",
+        "justification": _text(finding.message),
+    }
 
 
 def _uri(tree: TreeResult, path: str) -> str:

@@ -39,6 +39,8 @@ def _summary(summary: Summary) -> dict[str, object]:
         "changed_files": summary.changed,
         "sites": summary.sites,
         "findings": dict(summary.actions),
+        "switched_off": summary.switched_off,
+        "other_vendors": list(summary.vendors),
         "tokens": dict(summary.tokens),
         "work": [one._asdict() for one in summary.work],
         "blockers": _groups(summary.blockers),

@@ -5,23 +5,18 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from functools import cached_property
+from typing import NamedTuple
 
 from accel.convert.finding import Effort, Entry, Finding, TreeResult
+from accel.convert.keeping import is_switched_off
 from accel.convert.pages.callers import callers
-from accel.convert.pages.words import (
-    EFFORTS,
-    OPERATORS,
-    PACKAGES,
-    count,
-    family_of,
-    percent,
-    title_of,
-)
+from accel.convert.pages.verdict import Verdict, decide
+from accel.convert.pages.words import EFFORTS, OPERATORS, PACKAGES, family_of, percent, title_of
+from accel.convert.rules import other_vendors
 from accel.convert.walking import PYTHON, Omitted
 
-Verdict = Literal["go", "go with work", "no-go"]
-_NAMED = 4  # blockers that the verdict names
+_TO_REVIEW = ("convert", "review")
 
 
 class Place(NamedTuple):
@@ -86,13 +81,14 @@ class Summary:
     """The whole tree in figures and groups.
 
     Attributes:
-        verdict: Whether the program can be moved.
-        sentence: Why, in one sentence.
         actions: How many findings were converted, kept, flagged.
+        switched_off: How many of those kept would be converted, were their rules not switched off.
+        reviews: What is converted and needs a look all the same.
+        vendors: Other vendors that some code is bound to, as `--from` calls them.
         work: Every effort class.
         blockers: What decides whether the program can be moved at all.
-        human: What else is for a human in Python files: no blockers, operators or packages.
-        operators: Operators and dtypes with limits on the chip.
+        human: What else is for a human in Python files: no operators or packages.
+        operators: Operators and dtypes with limits on the chip; here as below without blockers.
         packages: Packages and compiled extensions, with what takes their place.
         elsewhere: What files that are not Python hold besides blockers, by their language.
         tokens: How many tokens of the ledger have each action.
@@ -105,9 +101,10 @@ class Summary:
         changed: How many files the conversion changes.
     """
 
-    verdict: Verdict
-    sentence: str
     actions: Mapping[str, int]
+    switched_off: int
+    reviews: tuple[Place, ...]
+    vendors: tuple[str, ...]
     work: tuple[Work, ...]
     blockers: tuple[Group, ...]
     human: tuple[Group, ...]
@@ -124,9 +121,23 @@ class Summary:
     changed: int
 
     @property
+    def verdict(self) -> Verdict:
+        """Whether the program can be moved."""
+        return self._decided[0]
+
+    @property
+    def sentence(self) -> str:
+        """Why, in one sentence."""
+        return self._decided[1]
+
+    @cached_property
+    def _decided(self) -> tuple[Verdict, str]:
+        return decide(self)
+
+    @property
     def sites(self) -> int:
-        """Places that tie the program to its device: converted, or for a human."""
-        return self.actions["convert"] + self.actions["flag"]
+        """Places that tie the program to its device: converted, for a human, or switched off."""
+        return self.actions["convert"] + self.actions["flag"] + self.switched_off
 
     @property
     def share(self) -> str:
@@ -149,12 +160,12 @@ def summarize(tree: TreeResult, omitted: Sequence[Omitted] = ()) -> Summary:
     missing = tuple(Missing(*one) for one in entries if one[1].action == "missing")
     unread = tuple(Unread(file.path, file.error) for file in tree.files if file.error)
     blockers = groups((place for place in places if place.finding.blocker), callers(tree))
-    verdict, sentence = _verdict(counted, blockers, tree.conflicts, unread, missing)
     flagged = _flagged(tree, places)
     return Summary(
-        verdict=verdict,
-        sentence=sentence,
         actions=counted,
+        switched_off=sum(is_switched_off(place.finding) for place in places),
+        reviews=tuple(p for p in places if (p.finding.action, p.finding.effort) == _TO_REVIEW),
+        vendors=tuple(dict.fromkeys(_vendors(places))),
         work=tuple(_work(effort, places) for effort in EFFORTS),
         blockers=blockers,
         human=flagged(""),
@@ -214,13 +225,18 @@ def _flagged(tree: TreeResult, places: Sequence[Place]) -> Callable[[str], tuple
     python = {file.path for file in tree.files if file.language == PYTHON}
     kinds: dict[str, list[Place]] = defaultdict(list)
     for place in places:
-        if place.finding.action == "flag" and place.path in python:
-            family = family_of(place.finding.rule)
-            if family in (OPERATORS, PACKAGES):
-                kinds[family].append(place)
-            elif not place.finding.blocker:  # those have been named
-                kinds[""].append(place)
+        finding = place.finding
+        # Blockers have been named.
+        if finding.action == "flag" and not finding.blocker and place.path in python:
+            family = family_of(finding.rule)
+            kinds[family if family in (OPERATORS, PACKAGES) else ""].append(place)
     return lambda family: groups(kinds[family])
+
+
+def _vendors(places: Sequence[Place]) -> Iterator[str]:
+    for _, finding in places:
+        if finding.rule == other_vendors.RULE and finding.action == "flag":
+            yield finding.subject.removeprefix(other_vendors.SUBJECT)
 
 
 def _elsewhere(tree: TreeResult) -> Mapping[str, tuple[Group, ...]]:
@@ -233,58 +249,6 @@ def _elsewhere(tree: TreeResult) -> Mapping[str, tuple[Group, ...]]:
                 if one.action != "keep" and not one.blocker
             )
     return {language: groups(found[language]) for language in sorted(found) if found[language]}
-
-
-def _verdict(
-    actions: Mapping[str, int],
-    blockers: Sequence[Group],
-    conflicts: Sequence[str],
-    unread: Sequence[Unread],
-    missing: Sequence[Missing],
-) -> tuple[Verdict, str]:
-    if blockers or conflicts:
-        return "no-go", f"until {', and '.join(_hindrances(blockers, conflicts))}"
-    work = list(_open_work(actions, unread, missing))
-    if work:
-        return "go with work", "; ".join(work)
-    if not actions["convert"]:
-        return "go", "nothing here is bound to a device"
-    whole = count(actions["convert"], "site")
-    return "go", f"the tool converts {'the' if actions['convert'] == 1 else 'all'} {whole}"
-
-
-def _hindrances(blockers: Sequence[Group], conflicts: Sequence[str]) -> Iterator[str]:
-    if blockers:
-        named = [f"{one.subject} ({count(len(one.places), 'place')})" for one in blockers[:_NAMED]]
-        more = len(blockers) - len(named)
-        said = ", ".join(named) + (f" and {more} more" if more > 0 else "")
-        one = len(blockers) == 1
-        yield f"{count(len(blockers), 'blocker')} {'is' if one else 'are'} resolved: {said}"
-    if conflicts:
-        what = "conflict with this library's name"
-        one = len(conflicts) == 1
-        yield (
-            f"{count(len(conflicts), what)} is resolved"
-            if one
-            else (f"{len(conflicts)} conflicts with this library's name are resolved")
-        )
-
-
-def _open_work(
-    actions: Mapping[str, int], unread: Sequence[Unread], missing: Sequence[Missing]
-) -> Iterator[str]:
-    sites = actions["convert"] + actions["flag"]
-    if actions["flag"]:
-        share = percent(actions["convert"], sites)
-        verb = "is" if actions["flag"] == 1 else "are"
-        yield (
-            f"{actions['convert']:,} of {count(sites, 'site')} ({share}) convert by themselves, "
-            f"{actions['flag']:,} {verb} for a human"
-        )
-    if unread:
-        yield f"{count(len(unread), 'file')} could not be read or parsed"
-    if missing:
-        yield f"{count(len(missing), 'token')} nobody accounted for, so this report is incomplete"
 
 
 def status(tree: TreeResult, *, check: bool) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
 
 from accel.convert.finding import FileResult, Finding, TreeResult
+from accel.convert.keeping import is_switched_off
 from accel.convert.pages.runs import Trace
 from accel.convert.pages.summary import Group, Summary, Unread
 from accel.convert.pages.words import ACTIONS, EFFORTS, WIDTH, count, cut, percent, sentence, wrap
@@ -19,13 +20,16 @@ _PLACES = 8  # of a group, before "and more"
 _REASONS = 3  # of a group; every finding has its own below
 
 
-def to_text(tree: TreeResult, summary: Summary, trace: Trace | None = None) -> str:
+def to_text(
+    tree: TreeResult, summary: Summary, trace: Trace | None = None, *, has_kept: bool = False
+) -> str:
     """The whole report.
 
     Args:
         tree: The run.
         summary: What it comes to.
         trace: What a traced run of the program saw, if there was one.
+        has_kept: Whether the findings at the end hold what is kept, most of which is no matter.
 
     Returns:
         Lines, with a newline at the end.
@@ -36,7 +40,7 @@ def to_text(tree: TreeResult, summary: Summary, trace: Trace | None = None) -> s
         *_sections(summary),
         *(_traced(trace) if trace else ()),
         *_ledger(summary),
-        *_files(tree),
+        *_files(tree, has_kept),
     ]
     return "\n".join(parts) + "\n"
 
@@ -57,18 +61,25 @@ def _head(tree: TreeResult, summary: Summary) -> Iterator[str]:
         f"{f' ({kinds})' if kinds else ''}, {count(summary.lines, 'line')}; "
         f"target {tree.target}, chip {tree.chip}."
     )
-    yield from wrap(
-        f"{summary.actions['convert']:,} of {count(summary.sites, 'site')} convert by themselves "
-        f"({summary.share}); for a human: {summary.actions['flag']:,}; right as they are, and "
-        f"kept: {count(summary.actions['keep'], 'place')}."
-    )
-    for conflict in summary.conflicts:
-        yield from wrap(sentence(conflict), "  ", first="! ")
+    yield from wrap("; ".join(_counts(summary)) + ".")
     if summary.omitted:
         said = "; ".join(f"{one.path}: {one.reason}" for one in summary.omitted[:_PLACES])
         more = len(summary.omitted) - _PLACES
         said += f"; and {more} more" if more > 0 else ""
         yield from wrap(sentence(f"Left out: {said}"))
+
+
+def _counts(summary: Summary) -> Iterator[str]:
+    if summary.sites:
+        yield (
+            f"{summary.actions['convert']:,} of {count(summary.sites, 'site')} convert by "
+            f"themselves ({summary.share})"
+        )
+        yield f"for a human: {summary.actions['flag']:,}"
+    if summary.switched_off:
+        yield f"switched off in this run: {summary.switched_off:,}"
+    kept = summary.actions["keep"] - summary.switched_off
+    yield f"right as they are, and kept: {count(kept, 'place')}"
 
 
 def missing(summary: Summary) -> Iterator[str]:
@@ -83,7 +94,7 @@ def missing(summary: Summary) -> Iterator[str]:
 
 
 def _sections(summary: Summary) -> Iterator[str]:
-    yield from _section("Blockers", summary.blockers, "None.")
+    yield from _blockers(summary)
     yield from _heading("Work")
     rows = [(one.effort, one.sites, one.lines, one.files, EFFORTS[one.effort]) for one in
             summary.work]  # fmt: skip
@@ -102,12 +113,20 @@ def _heading(title: str) -> Iterator[str]:
     yield "-" * len(title)
 
 
-def _section(title: str, groups: Sequence[Group], otherwise: str = "") -> Iterator[str]:
-    if not groups and not otherwise:
+def _blockers(summary: Summary) -> Iterator[str]:
+    if not summary.blockers:
+        yield from _heading("Blockers")
+    yield from _section("Blockers", summary.blockers)
+    for conflict in summary.conflicts:
+        yield from wrap(sentence(conflict), "  ", first="! ")
+    if not summary.blockers and not summary.conflicts:
+        yield "None."
+
+
+def _section(title: str, groups: Sequence[Group]) -> Iterator[str]:
+    if not groups:
         return
     yield from _heading(title)
-    if not groups:
-        yield otherwise
     advised: dict[str, str] = {}  # what a piece of advice was first given for
     for group in groups:
         yield from _group(group, advised)
@@ -168,19 +187,27 @@ def _ledger(summary: Summary) -> Iterator[str]:
     yield text.table(("tokens", "count", "share"), rows)
 
 
-def _files(tree: TreeResult) -> Iterator[str]:
-    shown = [file for file in tree.files if file.findings]
-    if shown:
-        yield from _heading("Every finding")
-    for file in shown:
-        yield from _file(file)
+def _files(tree: TreeResult, has_kept: bool) -> Iterator[str]:
+    shown = [(file, found) for file in tree.files if (found := _listed(file, has_kept))]
+    if any(file.findings for file in tree.files):
+        yield from _heading("Every finding" if has_kept else "Every site")
+        if not has_kept:
+            yield "Places that are right as they are, and kept, are not listed: --all lists them."
+    for file, found in shown:
+        yield from _file(file, found)
 
 
-def _file(file: FileResult) -> Iterator[str]:
+def _listed(file: FileResult, has_kept: bool) -> list[Finding]:
+    return [
+        one for one in file.findings if has_kept or one.action != "keep" or is_switched_off(one)
+    ]
+
+
+def _file(file: FileResult, found: Sequence[Finding]) -> Iterator[str]:
     yield ""
     yield cut(f"{file.path} ({file.language}, {count(file.lines, 'line')})", WIDTH)
     advised: dict[str, int] = {}  # the line at which a piece of advice was given
-    for _, same in groupby(file.findings, key=_likeness):
+    for _, same in groupby(found, key=_likeness):
         finding, *others = same
         yield from _finding(finding, 1 + len(others), advised)
 

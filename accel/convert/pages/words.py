@@ -74,8 +74,10 @@ def count(number: int, noun: str, plural: str = "") -> str:
 
 
 def percent(part: int, whole: int) -> str:
-    """A share; never rounded up to all, nor down to nothing."""
-    if not whole or part == whole:
+    """A share; never rounded up to all, nor down to nothing; `-` of nothing."""
+    if not whole:
+        return "-"
+    if part == whole:
         return "100 %"
     share = min(max(100.0 * part / whole, 0.1 if part else 0.0), 99.9)
     return f"{share:.1f} %"

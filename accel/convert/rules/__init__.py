@@ -21,6 +21,7 @@ from accel.convert.rules import (
     memory,
     names,
     operators,
+    other_vendors,
     packages,
     reverse,
     streams,
@@ -56,6 +57,7 @@ FAMILIES: tuple[Family, ...] = (  # type: ignore[assignment]
     backends,
     memory,
     packages,
+    other_vendors,
     operators,
 )
 _EVERY = (*(rule for family in FAMILIES for rule in family.RULES), *names.RULES, *SWEEP_RULES)

@@ -126,8 +126,8 @@ def _variable(
     if not texts:
         return module.keep(
             node, "ACC042",
-            "The device type is a variable: torch takes any device's, and does on a CPU what it "
-            "did.", subject=name,
+            "The device type is a variable, which no converted text of this file reaches while a "
+            "CPU is here: torch takes any device's.", subject=name,
         )  # fmt: skip
     lines = sorted({module.source.line_of(module.span(text).start) for text in texts})
     said = ", ".join(map(str, lines))
@@ -153,15 +153,14 @@ def _question(module: Module, node: ast.expr, name: str) -> Iterator[Finding]:
     parent = module.parent(node)
     if not isinstance(parent, ast.Call) or parent.func is not node:
         return
-    given = [*parent.args, *(word.value for word in parent.keywords)]
-    if len(given) > _MOST_ARGUMENTS[name]:
+    place: ast.expr = node
+    if len(parent.args) + len(parent.keywords) > _MOST_ARGUMENTS[name]:
         kind = argument(parent, 0, "device_type")
         if kind is None or not is_cuda(module, kind):
             return
-    elif parent.keywords:
-        return
+        place = parent
     yield module.flag(
-        node, "ACC044", f"{name} is about CUDA's autocast alone here.",
+        place, "ACC044", f"{name} is about CUDA's autocast alone here.",
         f"Write {_GPU_QUESTIONS[name]}; on a CPU it then asks the CPU's.", subject=name,
     )  # fmt: skip
 

@@ -28,8 +28,10 @@ def default_dtype(module: Module, node: ast.expr) -> Iterator[Finding]:
         return
     torch, at = torch_name(module, node), _end(module, call)
     if torch is None or at is None or module.target.function("autocast") is None:
+        start = module.span(module.statement(node)).start
         yield module.flag(
-            node, "ACC040", "Without a dtype it casts to float16, whatever is in force around it.",
+            Span(start, start + 1), "ACC040",
+            "Without a dtype it casts to float16, whatever is in force around it.",
             "Give dtype=torch.float16.", subject="torch.cuda.amp.autocast",
         )  # fmt: skip
         return

@@ -41,7 +41,35 @@ def is_off_on_cpu(module: Module, node: ast.AST) -> bool:
         enabled = argument(node, _ENABLED, "enabled")
         if enabled is not None:
             tests.append((enabled, True))
+        if _is_replaced(module, node, names):
+            return True
     return any(_holds(module, test, truth, names) for test, truth in tests)
+
+
+def _is_replaced(module: Module, call: ast.Call, names: frozenset[str]) -> bool:
+    """Whether `if not torch.cuda.is_available(): device = "cpu"` stands before a call."""
+    start = module.span(call).start
+    for statement in module.all(ast.Assign):
+        around = module.parent(statement)
+        value = statement.value
+        if isinstance(value, ast.Call) and module.qualified(value.func) == "torch.device":
+            value = value.args[0] if value.args else value
+        is_cpu = isinstance(value, ast.Constant) and value.value == "cpu"
+        is_before = is_cpu and isinstance(around, ast.If) and module.span(around).end <= start
+        if not is_before or not any(module.text(t) in names for t in statement.targets):
+            continue
+        if isinstance(around, ast.If) and _is_without(module, around, statement):
+            return True
+    return False
+
+
+def _is_without(module: Module, around: ast.If, statement: ast.stmt) -> bool:
+    """Whether a statement is what is done where CUDA is not available."""
+    if statement not in around.body:
+        return _holds(module, around.test, True, frozenset())
+    test = around.test
+    parts = test.values if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And) else [test]
+    return any(_holds(module, part, False, frozenset()) for part in parts)
 
 
 def _names(module: Module, given: ast.expr) -> frozenset[str]:

@@ -10,7 +10,8 @@ RULES = (
         name="torch-cuda-amp",
         title="Autocast, GradScaler and the decorators of torch.cuda.amp",
         why="torch.cuda.amp is CUDA's. What takes its place follows the device that is here, and "
-        "on a CPU stays disabled as torch.cuda.amp was there, so that the numbers are the same.",
+        "on a CPU stays disabled as torch.cuda.amp was there, so that the numbers are the same. "
+        "Where the file also casts to another type, float16, which was the default, is written.",
         ascend="float16 by default, as on CUDA; the scaler also asks the overflow flag of chips "
         "that saturate.",
         action="convert",
@@ -26,6 +27,12 @@ RULES = (
                 before="import torch.cuda.amp as amp\n\n"
                 "with amp.autocast():\n    loss = model(x)\n",
                 after="import accel\n\nwith accel.autocast():\n    loss = model(x)\n",
+            ),
+            Example(
+                before="import torch\n\nwith torch.autocast('cuda', dtype=torch.bfloat16):\n"
+                "    with torch.cuda.amp.autocast():\n        loss = model(x)\n",
+                after="import torch\nimport accel\n\nwith accel.autocast(dtype=torch.bfloat16):\n"
+                "    with accel.autocast(dtype=torch.float16):\n        loss = model(x)\n",
             ),
             Example(
                 before="import torch\nfrom torch.cuda import amp\n\n@amp.custom_fwd\n"
@@ -98,8 +105,9 @@ RULES = (
         id="ACC042",
         name="amp-for-a-variable",
         title="Calls of torch.autocast with a device type that the program finds out",
-        why="torch.autocast(device_type=kind) works for every device if kind is right. Where kind "
-        "may be cpu, it computes there as it did before.",
+        why="torch.autocast(device_type=kind) works for every device if kind is right. If kind may "
+        "be a text that is converted, the block was off without CUDA, and would be on for cpu: "
+        "that is for a human, unless the program asks before.",
         ascend="As torch.autocast('npu').",
         action="keep",
         effort="review",
@@ -115,6 +123,10 @@ RULES = (
             "import torch\n\ndef run(device):\n"
             "    with torch.autocast(device.type):\n        step()\n",
             "import torch\n\ndef run(kind):\n    return torch.amp.GradScaler(kind)\n",
+            "import torch\n\nkind = 'cpu'\nwith torch.autocast(kind, dtype=torch.bfloat16):\n"
+            "    step()\n",
+            "import torch\n\ndef run(x):\n    with torch.autocast(x.device.type):\n"
+            "        return x @ x\n",
             "import torch\nfrom contextlib import nullcontext\n\ndef context(kind, dtype):\n"
             "    if kind == 'cpu':\n        return nullcontext()\n"
             "    return torch.amp.autocast(device_type=kind, dtype=dtype)\n",

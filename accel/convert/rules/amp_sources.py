@@ -15,7 +15,8 @@ from weakref import WeakKeyDictionary
 from accel.convert.flow import Sink, sinks
 from accel.convert.module import Module
 from accel.convert.rules.amp_guards import asks_for_cuda, is_off_on_cpu, tests_around
-from accel.convert.rules.functions_amp import GENERIC
+from accel.convert.rules.functions_amp import GENERIC, use
+from accel.convert.rules.functions_calls import mentions
 
 _CUDA = re.compile(r"cuda(:\d+)?")
 
@@ -45,6 +46,8 @@ def sources(module: Module) -> Sources:
 
 def _sources(module: Module) -> Sources:
     """What is behind a question about a device is CUDA where a converted text is asked about."""
+    if not mentions(module, b"autocast", b"GradScaler", b"torch.amp"):
+        return Sources({}, frozenset())
     ends = {text: _ends(module, text) for text in _texts(module)}
     asked = {text: _questions(module, text) for text in ends}
     reached = {s.node for text, found in ends.items() if not asked[text] for s in found}
@@ -71,9 +74,11 @@ def _texts(module: Module) -> Iterator[ast.Constant]:
 
 
 def _ends(module: Module, text: ast.Constant) -> list[Sink]:
-    """Where a text goes, by itself and as a `torch.device`."""
-    found = list(sinks(module, text))
+    """Where a text goes, by itself and as a `torch.device`; but for the question it is part of."""
     parent = module.parent(text)
+    found = [
+        sink for sink in sinks(module, text) if sink.kind == "device" or sink.node is not parent
+    ]
     call = module.parent(parent) if isinstance(parent, ast.keyword) else parent
     if isinstance(call, ast.Call) and module.qualified(call.func) == "torch.device":
         found += sinks(module, call)
@@ -86,8 +91,9 @@ def _questions(module: Module, text: ast.Constant) -> set[ast.AST]:
 
 
 def _is_amp(module: Module, sink: Sink) -> bool:
-    return (
-        sink.kind == "device_type"
-        and isinstance(sink.node, ast.Call)
-        and module.qualified(sink.node.func) in GENERIC
-    )
+    """Whether a value ends in an amp function whose device type is not CUDA's in any case."""
+    call = sink.node
+    if sink.kind != "device_type" or not isinstance(call, ast.Call):
+        return False
+    generic = GENERIC.get(module.qualified(call.func) or "")
+    return generic is not None and use(module, call.func, generic).meaning == "variable"

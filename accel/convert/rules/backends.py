@@ -1,11 +1,14 @@
-"""ACC080 to ACC085: flags of torch's backends, TF32, attention kernels, torch.compile."""
+"""ACC080 to ACC085: flags of torch's backends, TF32, attention kernels, torch.compile.
+
+Also ACC063's question whether torch has NCCL, in its other form.
+"""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
 
-from accel.convert.finding import Finding
+from accel.convert.finding import Finding, Span
 from accel.convert.module import Module
 from accel.convert.rules import functions_calls as calls
 from accel.convert.rules.backends_rules import RULES as RULES
@@ -48,6 +51,12 @@ _LIBRARIES = frozenset(
     }
 )  # fmt: skip
 _QUESTIONS = ("hasattr", "getattr")
+_COLLECTIVES = frozenset(
+    {
+        "torch.distributed.is_backend_available",
+        "torch.distributed.distributed_c10d.is_backend_available",
+    }
+)
 _GRAPH_MODES = ("max-autotune", "reduce-overhead")
 
 
@@ -57,6 +66,30 @@ def find(module: Module) -> Iterator[Finding]:
         yield from _settings(module)
     if calls.mentions(module, b"compile", b"triton"):
         yield from _compilers(module)
+    if calls.mentions(module, b"is_backend_available"):
+        yield from _collectives(module)
+
+
+def _collectives(module: Module) -> Iterator[Finding]:
+    """`is_backend_available("nccl")`, which is false without CUDA; for gloo it is true."""
+    for call in module.all(ast.Call):
+        if module.qualified(call.func) not in _COLLECTIVES:
+            continue
+        backend = calls.argument(call, 0, "backend")
+        named = module.constant(backend) if backend is not None else None
+        if not isinstance(named, str) or named.lower() != "nccl":
+            continue
+        parts = module.target.call("is_accelerator_backend_available")
+        span = module.span(call)
+        if parts is None or calls.has_comment(module, Span(module.span(call.func).end, span.end)):
+            yield module.flag(
+                call, "ACC063", "It asks whether torch has NCCL.",
+                "Write accel.is_accelerator_backend_available().", subject="nccl",
+            )  # fmt: skip
+            continue
+        yield module.convert(
+            call, "ACC063", "It asks for the collectives of the device that is there.", *parts
+        )
 
 
 def _settings(module: Module) -> Iterator[Finding]:

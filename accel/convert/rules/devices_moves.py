@@ -92,6 +92,12 @@ RULES = (
             "import torch\n\nx.cuda(**where)\n",
             "import torch\n\nclass Stage(torch.nn.Module):\n    def cuda(self):\n"
             "        self.table = 1\n        return self\n\nstage = Stage()\nstage.cuda()\n",
+            "import torch\nimport tvm\n\ntarget = tvm.target.cuda()\n",
+            "import torch\nfrom lib import backends\n\nbackends.cuda()\n",
+            "import torch\nimport lib.tools\n\nlib.tools.cuda()\n",
+            "import torch\n\ntry:\n    torch.zeros(1).cuda()\n    HAS = True\n"
+            "except (RuntimeError, AssertionError):\n    HAS = False\n",
+            "import pytest\nimport torch\n\nwith pytest.raises(RuntimeError):\n    x.cuda()\n",
         ),
     ),
     Rule(

@@ -13,7 +13,6 @@ from accel.convert.rule import Example, Rule
 from accel.convert.rules.devices_spelling import (
     Piece,
     Place,
-    call,
     converted,
     device_arguments,
     get_device,
@@ -22,6 +21,7 @@ from accel.convert.rules.devices_spelling import (
     named_index,
     place_of,
 )
+from accel.convert.rules.devices_spelling import call as call_for
 
 _T = "import torch\n"
 _A = "import torch\nimport accel\n"
@@ -66,6 +66,14 @@ RULES = (
             "def move(robot):\n    robot.to(0)\n",
             "from transformers import pipeline\n\nask = pipeline('fill', device=0)\n",
             _T + "\ncap = open_camera(device=0)\n",
+            _T + "\nclass Arm:\n    def to(self, angle):\n        self.angle = angle\n\n"
+            "def sweep(arms):\n    for arm in arms:\n        arm.to(90)\n        arm.to(1)\n",
+            _T + "\ndef go(arm, tween):\n    arm.to(90)\n    tween.to(100)\n    arm.to(3)\n",
+            _T + "\ndef f(x, rankings, low_rank, lora_rank):\n"
+            "    return x.to(rankings), x.to(low_rank), x.to(lora_rank)\n",
+            _T + "from cfg import FRANKA_DTYPE, rank_dtype\n\n"
+            "y = x.to(rank_dtype), x.to(FRANKA_DTYPE)\n",
+            _T + "\ntry:\n    x = torch.ones(1).to(0)\nexcept Exception:\n    x = None\n",
         ),
     ),
     Rule(
@@ -89,6 +97,11 @@ RULES = (
                 "    device_ids=[rank] if use_cuda else None,\n)\n",
                 _A + "\nm = torch.nn.parallel.DistributedDataParallel(\n    m,\n"
                 "    device_ids=accel.ddp_device_ids(rank) if use_cuda else None,\n)\n",
+            ),
+            Example(
+                _T + _DDP + "\nm = DDP(m, device_ids=[r % 2], output_device=r % 2)\n",
+                _A + _DDP + "\nm = DDP(m, device_ids=accel.ddp_device_ids(r % 2), "
+                "output_device=accel.ddp_output_device(r % 2))\n",
             ),
         ),
         kept=(
@@ -153,13 +166,14 @@ def _argument(module: Module, call: ast.Call, place: ast.expr) -> Iterator[Findi
         yield from _whole(module, place, place)
         return
     receiver = func.value
-    says_device = not isinstance(place, ast.Constant) and (
-        named_index(place) or isinstance(place, ast.Call)
-    )
-    is_small = not isinstance(place, ast.Constant) or int(place.value) <= _LARGEST  # type: ignore[arg-type]
-    may_be_own = "to" in module.project.methods
-    is_likely = is_moved(module, call) or bool(call.keywords) or names_value(receiver)
-    if is_shown(module, receiver) or (not may_be_own and (says_device or (is_small and is_likely))):
+    says_device = named_index(place) or isinstance(place, ast.Call)
+    is_small = not isinstance(place, ast.Constant) or int(str(place.value)) <= _LARGEST
+    is_named = names_value(receiver)
+    if "to" in module.project.methods:  # it may be one of the tree's own
+        is_likely = is_named and says_device
+    else:
+        is_likely = says_device or is_named or is_moved(module, call) or bool(call.keywords)
+    if is_shown(module, receiver) or (is_likely and is_small):
         yield from _whole(module, place, place)
     elif is_small:
         yield module.flag(
@@ -255,7 +269,7 @@ def _helped(module: Module, helper: str, rank: ast.expr) -> tuple[Piece, ...] | 
     place = place_of(module, named)
     if place is None:
         return module.target.call(helper, rank)
-    return call(module, helper, Place((number,)) if number is not None else place)
+    return call_for(module, helper, Place((number,)) if number is not None else place)
 
 
 def _ranks(node: ast.expr) -> bool:

@@ -34,13 +34,6 @@ _ARGUMENT = Rule(
             "net = build(device=accel.default_device_type(), depth=3)\n",
         ),
         Example(
-            _T + "from torch.distributed.device_mesh import init_device_mesh\n\n"
-            "mesh = init_device_mesh('cuda', (2,))\nshard = plan(device_type='cuda')\n",
-            _A + "from torch.distributed.device_mesh import init_device_mesh\n\n"
-            "mesh = init_device_mesh(accel.default_device_type(), (2,))\n"
-            "shard = plan(device_type=accel.default_device_type())\n",
-        ),
-        Example(
             "from transformers import AutoModel\n\n"
             "m = AutoModel.from_pretrained('bert', device_map='cuda')\n",
             "from transformers import AutoModel\nimport accel\n\n"
@@ -63,6 +56,16 @@ _ARGUMENT = Rule(
         "import os\n\np = os.path.join('runs', 'cuda')\n",
         _T + "\nops = compile_op(backend='cuda')\n",
         _T + "\nsetattr(module, 'cuda', None)\n",
+        _T + "from torch.utils.cpp_extension import include_paths\n\n"
+        "dirs = include_paths(device_type='cuda')\n",
+        _T + "from lib import maybe_autocast\n\nwith maybe_autocast(device_type='cuda'):\n"
+        "    y = x @ x\n",
+        "import onnxruntime\n" + _T + "\nio = onnxruntime.InferenceSession(p).io_binding()\n"
+        "io.bind_input(name='x', device_type='cuda', device_id=0)\n",
+        _T + "\nclass skipOn(skipIf):\n    def __init__(self, dep):\n"
+        "        super().__init__(dep, device_type='cuda')\n",
+        "import requests\n" + _T + "\nrequests.post(url, json={'device': 'cuda', 'model': 'x'})\n",
+        _T + "\ntry:\n    x = torch.ones(1, device='cuda')\nexcept RuntimeError:\n    x = None\n",
     ),
 )
 _VARIABLE = Rule(
@@ -77,6 +80,12 @@ _VARIABLE = Rule(
     action="convert",
     effort="auto",
     examples=(
+        Example(
+            _T + "\ndef plan(device_type):\n    return torch.empty(1, device=device_type)\n\n"
+            "shard = plan(device_type='cuda')\n",
+            _A + "\ndef plan(device_type):\n    return torch.empty(1, device=device_type)\n\n"
+            "shard = plan(device_type=accel.default_device_type())\n",
+        ),
         Example(
             _T + "\ndef f(x, device='cuda'):\n    return x.to(device)\n",
             _A + "\ndef f(x, device=accel.default_device_type()):\n    return x.to(device)\n",
@@ -148,6 +157,8 @@ _VARIABLE = Rule(
         _T + "\nx: 'cuda' = 1\n",
         _T + "\n__all__ = ['cuda']\n",
         _T + "\nlang = 'cuda'\nhighlight(code, lang)\n",
+        _T + "from boosting import train\n\nparams = {'device': 'cuda'}\ntrain(params)\n",
+        "import json\n" + _T + "\njson.dumps({'jobs': [{'device': 'cuda'}]})\n",
         "import sys\n\nif 'cuda' in sys.argv:\n    print(1)\n",
         "import logging\n\nlogging.info('cuda')\n",
         "import pytest\n\n@pytest.mark.cuda\ndef test():\n    pass\n",

@@ -23,7 +23,6 @@ from accel.convert.rules.devices_rules import STRING_RULES
 from accel.convert.rules.devices_spelling import (
     COMPARED,
     COMPARED_ADVICE,
-    Piece,
     Place,
     call,
     converted,
@@ -305,11 +304,8 @@ def _argument(module: Module, node: ast.expr, place: Place) -> Iterator[Finding]
         return
     rule = "ACC002" if isinstance(node, ast.Constant) else "ACC005"
     message = "It names the device that is there."
-    parts: tuple[Piece, ...] | None
-    if is_immediate(module, node):
-        parts = call(module, "device", place)
-    else:
-        parts = text_for(module, place)
+    is_object = is_immediate(module, node)
+    parts = call(module, "device", place) if is_object else text_for(module, place)
     if parts is None:
         yield _no_target(module, node, rule)
     else:

@@ -39,7 +39,9 @@ def except_tried(module: Module, findings: Iterable[Finding]) -> Iterator[Findin
 def _tried(module: Module) -> dict[Span, ast.expr]:
     """Expressions under a `try` or `with`, by where their findings stand."""
     found: dict[Span, ast.expr] = {}
-    for outer in module.all(ast.Try, ast.With, ast.AsyncWith):
+    blocks: list[ast.Try | ast.With | ast.AsyncWith]
+    blocks = [*module.all(ast.Try), *module.all(ast.With), *module.all(ast.AsyncWith)]
+    for outer in blocks:
         for statement in outer.body:
             for node in ast.walk(statement):
                 if isinstance(node, ast.Attribute) and node.attr == "cuda":

@@ -12,6 +12,7 @@ from accel.convert.rules.functions_guards import is_of_two
 from accel.convert.rules.functions_modules import WORKS, is_cuda, plain, said_of_two
 from accel.convert.rules.functions_plan import full_name, plan
 from accel.convert.rules.functions_table import MODULES, lookup
+from accel.convert.targets import cautions
 
 
 def find(module: Module) -> Iterator[Finding]:
@@ -24,6 +25,10 @@ def find(module: Module) -> Iterator[Finding]:
             finding = _from(module, statement)
             if finding is not None:
                 yield finding
+            for alias in statement.names:
+                if is_of_two(module, statement, alias):
+                    name = full_name(module, statement, alias)
+                    yield said_of_two(module, alias, alias, name)
 
 
 def _from(module: Module, node: ast.ImportFrom) -> Finding | None:
@@ -56,13 +61,17 @@ def _from(module: Module, node: ast.ImportFrom) -> Finding | None:
         message = "Nothing uses these names any more."
     rule = "ACC027" if found.home == "torch" != node.module else "ACC022"
     homes = {move.home for move in found.moves.values()}
-    return module.edit(node, rule, message, *found.edits, imports=_needed(module, homes))
+    said = cautions(move.name for move in found.moves.values())
+    return module.edit(
+        node, rule, "; ".join([message.rstrip("."), *said]) if said else message, *found.edits,
+        imports=_needed(module, homes), effort="review" if said else "auto",
+    )  # fmt: skip
 
 
 def _needed(module: Module, homes: set[str]) -> frozenset[str]:
     """What must be imported before: `torch_npu`, which makes torch.npu."""
     is_made = any(home.startswith("torch.npu") for home in homes)
-    return module.target.imports if is_made else frozenset()
+    return module.target.imports - {"torch"} if is_made else frozenset()
 
 
 def _is_of_two(module: Module, node: ast.ImportFrom, alias: ast.alias) -> bool:
@@ -88,8 +97,6 @@ def _unmoved(module: Module, node: ast.ImportFrom) -> Finding:
     for alias in node.names:
         name = full_name(module, node, alias)
         known = lookup(name)
-        if is_of_two(module, node, alias):
-            return said_of_two(module, node, alias, name)
         if known is not None and known.kind == "none":
             return module.flag(node, known.rule, known.message, known.advice, subject=name)
     return module.keep(node, "ACC022", f"Importing from {node.module} is no use of CUDA: {WORKS}.")

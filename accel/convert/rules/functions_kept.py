@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 
+from accel.convert.keeping import marks_of
 from accel.convert.module import Module
 from accel.convert.rules import guards_available
 from accel.convert.rules.functions_guards import chooses_module
@@ -25,8 +26,7 @@ def has_keep_comment(module: Module, node: ast.AST) -> bool:
     """Whether a comment that keeps something is on the lines of a node's statement."""
     line = module.source.line_of(module.span(node).start)
     last = module.source.line_of(module.span(module.statement(node)).end)
-    rows = range(line, last + 1)
-    return any("accel: keep" in module.source.line_text(row) for row in rows)
+    return marks_of(module.source.utf8).any(range(line, last + 1))
 
 
 def is_taken(module: Module, use: ast.Name) -> bool:

@@ -40,7 +40,7 @@ def plain(module: Module, node: ast.Import) -> Finding:
 
 
 def said_of_two(
-    module: Module, node: ast.Import | ast.ImportFrom, alias: ast.alias, name: str
+    module: Module, node: ast.Import | ast.alias, alias: ast.alias, name: str
 ) -> Finding:
     """What is said of a name that is torch.cuda's in one branch only."""
     return module.flag(

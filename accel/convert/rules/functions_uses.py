@@ -72,6 +72,12 @@ def spell(module: Module, node: ast.expr, known: Known) -> Spelling | Refusal:
             f"Take the method from an object, or from torch.{known.function}.",
             name,
         )
+    if known.kind == "type" and _has_twin(module, node, name):
+        return Refusal(
+            f"On a CPU the class in the place of {name} is the CPU's, which is a key here too.",
+            "Make the dtype and the device's type the key.",
+            name,
+        )
     if known.kind == "type" and is_default(module, node):
         return default_refusal(known.dtype)
     exact = module.target.tensor_class(name) if known.kind == "type" else None
@@ -88,8 +94,7 @@ def spell(module: Module, node: ast.expr, known: Known) -> Spelling | Refusal:
             return Spelling(f"{torch}.{known.function}", imports)
     spelled = module.target.function(known.function)
     if known.is_called:
-        parts = module.target.call(known.function) or ()
-        spelled = "".join(part for part in parts if isinstance(part, str))
+        spelled = module.target.text(known.function)
     if not spelled:
         order = _AUTOCAST if known.function == "autocast" else ()
         edit = templated(module, node, known.function, order)
@@ -100,6 +105,15 @@ def spell(module: Module, node: ast.expr, known: Known) -> Spelling | Refusal:
         text = f"{spelled}({torch}.{known.dtype})"
         return Spelling(text, module.target.imports | imports)
     return Spelling(spelled, module.target.imports)
+
+
+def _has_twin(module: Module, node: ast.expr, name: str) -> bool:
+    """Whether a class of CUDA's and the CPU's own are both keys of a dictionary."""
+    parent = module.parent(node)
+    twin = name.replace("torch.cuda.", "torch.")
+    if not isinstance(parent, ast.Dict) or node not in parent.keys:
+        return False
+    return any(key is not None and module.qualified(key) == twin for key in parent.keys)
 
 
 def _as_type(module: Module, node: ast.expr, known: Known, name: str) -> Spelling | Refusal:

@@ -6,10 +6,11 @@ import ast
 from collections.abc import Iterator
 from weakref import WeakKeyDictionary
 
-from accel.convert.finding import Finding
+from accel.convert.finding import Finding, Span
 from accel.convert.flow import sinks
 from accel.convert.module import Module
 from accel.convert.rule import Example, Rule
+from accel.convert.rules import devices_strings
 from accel.convert.rules.guards_branches import ascend_branch
 from accel.convert.rules.guards_content import (
     GUARDS,
@@ -84,6 +85,7 @@ RULES = (
     ),
 )
 _LOOSE = ("DataParallel", "data_parallel", "torch.version.cuda")
+_left: WeakKeyDictionary[Module, frozenset[Span]] = WeakKeyDictionary()
 _kept: WeakKeyDictionary[Module, frozenset[ast.AST]] = WeakKeyDictionary()
 
 
@@ -110,10 +112,28 @@ def find(module: Module) -> Iterator[Finding]:
         if finding is not None:
             kept.update((call, call.func))
             findings[call] = finding
-        elif _remembered(module, call, findings):
+        elif _remembered(module, call, findings) or _is_left(module, call):
             kept.update((call, call.func))
     _kept[module] = frozenset(kept)
     yield from findings.values()
+
+
+def _is_left(module: Module, call: ast.Call) -> bool:
+    """Whether it is the test of `'cuda' if ... else 'cpu'` where that is left to a human.
+
+    With a converted test another device would say 'cuda'.
+    """
+    test: ast.AST = call
+    while isinstance(module.parent(test), ast.UnaryOp):
+        test = module.parent(test)
+    choice = module.parent(test)
+    if not isinstance(choice, ast.IfExp) or choice.test is not test:
+        return False
+    found = _left.get(module)
+    if found is None:
+        flags = (one for one in devices_strings.find(module) if one.action == "flag")
+        found = _left[module] = frozenset(one.span for one in flags if one.rule == "ACC006")
+    return module.span(choice) in found
 
 
 def _remembered(module: Module, call: ast.Call, findings: dict[ast.AST, Finding]) -> bool:
@@ -184,12 +204,20 @@ def _counted(module: Module, call: ast.Call, findings: dict[ast.AST, Finding]) -
 def _uses(module: Module, call: ast.Call) -> list[ast.Name]:
     """Where a variable that is assigned the answer, perhaps with other conditions, is read."""
     node: ast.AST = call
-    while isinstance(module.parent(node), (ast.BoolOp, ast.IfExp)):
-        node = module.parent(node)
     parent = module.parent(node)
+    while isinstance(parent, ast.BoolOp) or (
+        isinstance(parent, ast.IfExp) and (parent.test is not node or _is_answer(parent))
+    ):
+        node, parent = parent, module.parent(parent)
     target = parent.targets[0] if isinstance(parent, ast.Assign) else None
     binding = module.scope(target).find(target.id) if isinstance(target, ast.Name) else None
     return binding.uses if binding is not None else []
+
+
+def _is_answer(node: ast.IfExp) -> bool:
+    """`True if ... else False`, and the like with numbers."""
+    branches = (node.body, node.orelse)
+    return all(isinstance(one, ast.Constant) and isinstance(one.value, int) for one in branches)
 
 
 def _behind(module: Module, use: ast.Name) -> str:
@@ -205,11 +233,8 @@ def _guard(module: Module, call: ast.Call) -> Finding | None:
     if body is None:
         return _negated(module, call)
     if ascend_branch(module, call):
-        return module.flag(
-            call.func,
-            "ACC030",
-            "The program has a branch of its own for Ascend behind this one.",
-            "See what other devices do; accel.is_available() may stand behind the other branches.",
+        return module.keep(
+            call.func, "ACC030", "The program has a branch of its own for Ascend behind this one."
         )
     is_count = module.qualified(call.func) != "torch.cuda.is_available"
     if not is_count and only_switches([n for n in body if isinstance(n, ast.stmt)], module):

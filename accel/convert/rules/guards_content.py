@@ -116,7 +116,8 @@ def _name(node: ast.AST) -> str:
 
 
 def _is_kernel(module: Module, node: ast.AST, name: str) -> bool:
-    if _PLAIN.search(name):
+    qualified = module.qualified(node) or ""
+    if _PLAIN.search(name) or f"{qualified}.".startswith("torch._C."):
         return False
     if _KERNEL.search(name):
         return not isinstance(getattr(node, "ctx", None), ast.Store)
@@ -124,7 +125,6 @@ def _is_kernel(module: Module, node: ast.AST, name: str) -> bool:
     if isinstance(parent, ast.Subscript) and parent.value is node:
         return _is_launch(module, parent)
     is_called = isinstance(parent, ast.Call) and parent.func is node
-    qualified = module.qualified(node) or ""
     if not is_called or qualified.startswith("torch."):
         return False
     # What comes from `._ext` and the like is compiled, whatever it is called.

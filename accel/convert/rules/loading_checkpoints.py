@@ -9,8 +9,8 @@ from accel.convert.module import Module
 from accel.convert.rules.loading_numbers import is_number
 
 _STATE = frozenset({"load_state_dict", "load_params", "_load_state_dict"})
-# Keys of what stays on a CPU, and names of objects that hold such.
-_NOT_MOVED = re.compile(r"rng|random|seed|generator|sampler|loader", re.IGNORECASE)
+_NOT_MOVED = re.compile(r"rng|random|seed", re.IGNORECASE)  # keys of what stays on a CPU
+_ON_CPU = re.compile(r"rng|sampler|loader", re.IGNORECASE)  # names of objects that hold such
 _ASSIGN = 2  # the place of `assign` in Module.load_state_dict
 
 
@@ -78,7 +78,7 @@ def _takes_state(module: Module, call: ast.Call) -> bool:
     given += call.args[_ASSIGN:]
     if any(not isinstance(value, ast.Constant) or value.value is not False for value in given):
         return False  # the module's parameters become what was read
-    return _NOT_MOVED.search(module.text(func.value)) is None
+    return _ON_CPU.search(module.text(func.value)) is None
 
 
 def _filtered(module: Module, items: ast.AST) -> str:

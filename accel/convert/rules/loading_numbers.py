@@ -13,7 +13,7 @@ _NUMBERS = frozenset(
     {
         "epoch", "epochs", "step", "steps", "iter", "iters", "iteration", "iterations", "it",
         "best", "acc", "accuracy", "score", "metric", "loss", "lr", "wd", "args", "arg", "cfg",
-        "config", "opt", "options", "hparams", "params", "hyper", "version", "arch", "name",
+        "config", "opt", "options", "hparams", "session", "hyper", "version", "arch", "name",
         "names", "num", "count", "date", "git", "mode", "type", "kwargs", "vocab", "fitness",
     }
 )  # fmt: skip
@@ -26,8 +26,10 @@ _MANY = frozenset(
         "losses", "scores", "accs",
     }
 )  # fmt: skip
-_CALLS = frozenset({"builtins.print", "builtins.int", "builtins.float", "builtins.bool",
-                    "builtins.str", "builtins.len", "builtins.repr", "builtins.isinstance"})  # fmt: skip
+_CALLS = frozenset(
+    f"builtins.{name}"
+    for name in ("print", "int", "float", "bool", "str", "len", "repr", "isinstance")
+)
 
 
 def is_number(module: Module, part: ast.expr, key: str) -> bool:
@@ -54,5 +56,5 @@ def _is_read(module: Module, node: ast.expr) -> bool:
         binding = module.scope(target).find(target.id) if isinstance(target, ast.Name) else None
         if binding is None or binding.is_opaque or binding.parameter is not None:
             return False
-        return all(_is_read(module, use) for use in binding.uses)
+        return bool(binding.uses) and all(_is_read(module, use) for use in binding.uses)
     return False

@@ -71,8 +71,9 @@ RULES = (
         title="A torch.load without map_location",
         why="Each tensor goes to the device that it was saved on, and where there is none of "
         "that kind the load fails. What is only put into modules by `load_state_dict` is copied "
-        "to where they are, so the device that is there serves. Anything else may be data that "
-        "belongs on the CPU: that is for a human.",
+        "to where they are, so the device that is there serves, if numbers and settings are all "
+        "else that is read. Anything else may be data that belongs on the CPU: that is for a "
+        "human.",
         ascend="Checkpoints saved on an Ascend cannot be read elsewhere without it.",
         action="convert",
         effort="auto",
@@ -91,6 +92,13 @@ RULES = (
             _T + "\nstate = torch.load(p)\nnet.load_state_dict(state['model'])\n"
             "torch.set_rng_state(state['rng_state'])\n",
             _T + "\nmodel = torch.load(f)\nmodel(x)\n",
+            _T + "\nnet.load_state_dict(torch.load(p), assign=True)\n",
+            _T + "\nc = torch.load(p)\nnet.load_state_dict(c['net'])\n"
+            "plot(c['loss_history'].numpy())\n",
+            _T + "\nc = torch.load(p)\nnet.load_state_dict(c['net'])\n"
+            "generator.set_state(c['generator'])\n",
+            _T + "\nc = torch.load(p)\nnet.load_state_dict(c['net'])\nx = data[c['order']]\n",
+            _T + "\nsampler.load_state_dict(torch.load(p))\n",
             _T + "\nx = torch.load(*arguments)\n",
             _T + "\nx = torch.load(p, **options)\n",
             "import pickle\n\nx = pickle.load(f)\n",

@@ -122,6 +122,10 @@ RULES = (
             "        return super().pin_memory()\n",
             "import numpy\n\nbuffer.pin_memory()\n",
             "import torch\n\nallocator.pin_memory(4096, True)\n",
+            "import torch\n\nclass Batch:\n    def pin_memory(self):\n        return self\n\n"
+            "b = Batch().pin_memory()\n",
+            "import torch\n\nclass Batch:\n    def pin_memory(self):\n        return self\n\n"
+            "def f(batch):\n    return batch.pin_memory()\n",
         ),
     ),
     Rule(

@@ -6,13 +6,17 @@ What it shares with `torch.cuda` is converted by the other families, see `vendor
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Sequence
 
 from accel.convert.finding import Edit, Finding, Span
 from accel.convert.module import Module
+from accel.convert.rules.functions_calls import brought
+from accel.convert.rules.functions_plan import is_moved
 from accel.convert.rules.reverse_rules import OPERATORS, OTHERS
 from accel.convert.rules.reverse_rules import RULES as RULES
 
+_BOUND = re.compile(r"cuda(?::\d+)?|nccl")
 _GUARDS = ("ImportError", "ModuleNotFoundError", "Exception")
 
 
@@ -83,7 +87,7 @@ def _import(
         return module.keep(node, "ACC150", f"the target {module.target.name} needs {package}")
     if used:
         return module.keep(node, "ACC150", f"line {used} still needs {package}")
-    if not any(finding.action == "convert" and finding.imports for finding in findings):
+    if not any(finding.action == "convert" for finding in findings):
         return module.keep(node, "ACC150", f"it may be what loads {package} for other files")
     if _is_guarded(module, node):
         return module.keep(node, "ACC150", "an import that may fail does no harm on other devices")
@@ -92,20 +96,53 @@ def _import(
         return module.flag(
             node, "ACC150", f"nothing needs {package} any more", "Take this import out."
         )
-    message = f"nothing needs {package} any more: accel loads it where its devices are"
+    loader = "accel" if "accel" in module.target.imports else "torch 2.5 and later"
+    message = f"nothing needs {package} any more: {loader} loads it where its devices are"
     return module.edit(node, "ACC150", message, edit, imports=frozenset())
 
 
 def _line_of_use(module: Module, alias: ast.alias, findings: Sequence[Finding]) -> int:
-    """The first line that goes on using an imported name; 0 if there is none."""
+    """The first line that goes on using an imported name, or what its import makes; 0 if none."""
     name = alias.asname or alias.name.partition(".")[0]
     edits = [edit for finding in findings for edit in finding.edits]
-    for use in module.all(ast.Name):
-        if use.id == name and isinstance(use.ctx, ast.Load):
-            span = module.span(use)
-            if not any(edit.span.contains(span) and not _survives(span, edit) for edit in edits):
-                return use.lineno
-    return 0
+    flagged = [finding.span for finding in findings if finding.action == "flag"]
+    uses: list[ast.expr | ast.stmt] = [
+        use for use in module.all(ast.Name) if use.id == name and isinstance(use.ctx, ast.Load)
+    ]
+    uses += _made(module)
+    uses += [node for node in _bound(module) if any(f.contains(module.span(node)) for f in flagged)]
+    lines = [use.lineno for use in uses if not _is_taken(module.span(use), edits)]
+    return min(lines, default=0)
+
+
+def _made(module: Module) -> Iterator[ast.expr]:
+    """Uses of `torch.npu`, which is there once the package is imported."""
+    for node in module.all(ast.Attribute):
+        if node.attr == "cuda" and module.qualified(node) == "torch.cuda":
+            yield node
+    for name in brought(module):
+        if (module.qualified(name) or "").startswith("torch.cuda") and not is_moved(module, name):
+            yield name
+
+
+def _bound(module: Module) -> Iterator[ast.expr | ast.stmt]:
+    """What has a meaning with the package alone: `.npu()`, `"npu:0"`, an import of `torch.npu`."""
+    for node in module.all(ast.Attribute):
+        if node.attr in ("cuda", "is_cuda"):
+            yield node
+    for constant in module.all(ast.Constant):
+        if isinstance(constant.value, str) and _BOUND.fullmatch(constant.value):
+            yield constant
+    for plain in module.all(ast.Import):
+        if any(alias.name.startswith("torch.cuda") for alias in plain.names):
+            yield plain
+    for statement in module.all(ast.ImportFrom):
+        if (statement.module or "").startswith(("torch.cuda", module.vendor.package)):
+            yield statement
+
+
+def _is_taken(span: Span, edits: Sequence[Edit]) -> bool:
+    return any(edit.span.contains(span) and not _survives(span, edit) for edit in edits)
 
 
 def _survives(span: Span, edit: Edit) -> bool:

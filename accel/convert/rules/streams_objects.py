@@ -39,10 +39,9 @@ def find(module: Module) -> Iterator[Finding]:
                 subject=node.attr,
             )  # fmt: skip
     for compare in module.all(ast.Compare):
-        yield from _compared(module, compare)
+        yield from _class(module, compare)
     for call in module.all(ast.Call):
-        if module.qualified(call.func) == "builtins.issubclass" and len(call.args) == 2:
-            yield from _classes(module, call, call.args[1:])
+        yield from _class(module, call)
 
 
 def _handle(module: Module, node: ast.Attribute) -> Iterator[Finding]:
@@ -92,20 +91,41 @@ def _is_stored(module: Module, name: str) -> bool:
     return any(name in scope.names for scope in scopes(module))
 
 
-def _compared(module: Module, node: ast.Compare) -> Iterator[Finding]:
-    """`type(s) is torch.cuda.Stream`."""
-    sides = [node.left, *node.comparators]
-    types = [s for s in sides if isinstance(s, ast.Call)]
-    if any(module.qualified(side.func) == "builtins.type" for side in types):
-        yield from _classes(module, node, sides)
+def _class(module: Module, question: ast.Compare | ast.Call) -> Iterator[Finding]:
+    for part in _places(module, question):
+        name = module.qualified(part)
+        if name in _CLASSES:
+            kind = name.rpartition(".")[2]
+            yield module.flag(
+                question, "ACC050", f"The class of a converted {kind.lower()} is torch's own.",
+                f"Ask isinstance(x, accel.{kind}).", subject=name,
+            )  # fmt: skip
+            return
 
 
-def _classes(module: Module, node: ast.expr, places: list[ast.expr]) -> Iterator[Finding]:
-    names = (module.qualified(part) for place in places for part in ast.walk(place))
-    found = next((name for name in names if name in _CLASSES), None)
-    if found is not None:
-        kind = found.rpartition(".")[2]
-        yield module.flag(
-            node, "ACC050", f"The class of a converted {kind.lower()} is torch's generic one.",
-            f"Ask isinstance(x, accel.{kind}).", subject=found,
-        )  # fmt: skip
+def _places(module: Module, question: ast.Compare | ast.Call) -> list[ast.expr]:
+    """Where a class stands in `type(s) is torch.cuda.Stream` and `issubclass(kind, (…, …))`."""
+    if isinstance(question, ast.Compare):
+        sides = [question.left, *question.comparators]
+        if not any(_is_call(module, side, "builtins.type") for side in sides):
+            return []
+    elif _is_call(module, question, "builtins.issubclass"):
+        sides = question.args[1:]
+    else:
+        return []
+    several = [s.elts if isinstance(s, (ast.Tuple, ast.List, ast.Set)) else [s] for s in sides]
+    return [part for parts in several for part in parts]
+
+
+def _is_call(module: Module, node: ast.expr, name: str) -> bool:
+    return isinstance(node, ast.Call) and module.qualified(node.func) == name
+
+
+def is_asked_class(module: Module, node: ast.expr) -> bool:
+    """Whether a class stands in such a question, and then stays as it is."""
+    outer = module.parent(node)
+    if isinstance(outer, (ast.Tuple, ast.List, ast.Set)):
+        outer = module.parent(outer)
+    if not isinstance(outer, (ast.Compare, ast.Call)):
+        return False
+    return node in _places(module, outer) and module.qualified(node) in _CLASSES

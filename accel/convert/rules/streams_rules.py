@@ -44,6 +44,7 @@ RULES = (
             "import torch\n\nclass Mine(torch.cuda.Stream):\n    pass\n",
             "import torch\n\nlow, high = torch.cuda.Stream.priority_range()\n",
             "import torch\n\ns = torch.cuda.ExternalStream(pointer)\n",
+            "import torch\n\nprint(task.priority, queue.priority_range())\n",
             "from threading import Event\n\nEvent().set()\n",
             "from cupy.cuda import Stream\n\nStream(non_blocking=True)\n",
         ),
@@ -67,6 +68,10 @@ RULES = (
             "import torch\n\nclass A:\n    def f(self, s):\n        self.record_stream(s)\n",
             "camera.record_stream(url)\n",
             "import torch\n\nrecorder.record_stream(url, seconds=3)\n",
+            "import torch\n\nclass Batch:\n    def record_stream(self, s):\n        pass\n\n"
+            "b = Batch()\nb.record_stream(s)\n",
+            "import torch\n\nclass Batch:\n    def record_stream(self, s):\n        pass\n\n"
+            "def f(batch, s):\n    batch.record_stream(s)\n",
         ),
     ),
     Rule(

@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterator
 from typing import Literal
 
 from accel.convert.finding import Finding
 from accel.convert.module import Module
+from accel.convert.rules import tensor_types_compare as compares
 from accel.convert.rules.functions_calls import needs_torch, torch_name
 from accel.convert.rules.functions_table import DTYPES, lookup
 from accel.convert.rules.functions_uses import default_refusal, is_default
 from accel.convert.rules.tensor_types_rules import RULES as RULES
 
-_NAME = re.compile(r"torch\.cuda\.(\w+Tensor)")
 # Where a class's name goes: to what takes one, beside `x.type()`, into a collection, or elsewhere.
 Sink = Literal["taken", "compared", "listed", "unknown"]
-_BARE = (ast.If, ast.While, ast.Assert, ast.Return, ast.Assign)
 
 
 def find(module: Module) -> Iterator[Finding]:
     """Names of tensor classes in strings, and `isinstance` with the classes."""
     for node in module.all(ast.Constant):
         if isinstance(node.value, str):
-            match = _NAME.fullmatch(node.value)
+            match = compares.NAME.fullmatch(node.value)
             if match and match.group(1) in DTYPES and not _is_in_fstring(module, node):
                 yield _string(module, node, DTYPES[match.group(1)])
+    if module.target.classes:
+        return  # a class of the target's own is no CPU tensor's
+    for compare in module.all(ast.Compare):
+        yield from compares.find(module, compare)
     for call in module.all(ast.Call):
         is_test = isinstance(call.func, ast.Name) and call.func.id == "isinstance"
-        if module.target.classes:
-            continue  # a class of the target's own is no CPU tensor's
         if is_test and len(call.args) == 2 and _is_classes(module, call.args[1]):
             yield _isinstance(module, call)
 
@@ -60,7 +60,7 @@ def _string(module: Module, node: ast.Constant, dtype: str) -> Finding:
             f"Write accel.tensor_type_name(torch.{dtype}), or better a dtype and a device.",
             subject="tensor_type_name",
         )  # fmt: skip
-    if sink == "listed" and _has_cpu_name(module, node):
+    if sink == "listed" and (_has_cpu_name(module, node) or compares.is_mixed(module, node)):
         return module.flag(
             node, "ACC046", f"{what}; on a CPU the name is the same as the CPU's beside it.",
             "Compare dtypes and on_accelerator(tensor) instead of names.",
@@ -94,7 +94,7 @@ def _sink(module: Module, node: ast.expr, depth: int) -> Sink:
     if isinstance(parent, ast.Call) and parent.args[:1] == [node]:
         return "taken" if _takes_a_name(parent) else "unknown"
     if isinstance(parent, ast.Compare):
-        return "compared" if _asked(parent, node) is not None else "unknown"
+        return "compared" if compares.asked(parent, node) is not None else "unknown"
     if isinstance(parent, (ast.List, ast.Tuple, ast.Set)):
         return "listed"
     if isinstance(parent, ast.Dict) and node in parent.keys:
@@ -121,23 +121,11 @@ def _takes_a_name(call: ast.Call) -> bool:
     return is_cast and len(call.args) == 1
 
 
-def _asked(compare: ast.Compare, node: ast.expr) -> ast.expr | None:
-    """The tensor in `tensor.type() == "torch.cuda.FloatTensor"`, if it is a plain name."""
-    if len(compare.ops) != 1 or not isinstance(compare.ops[0], (ast.Eq, ast.NotEq)):
-        return None
-    other = compare.comparators[0] if compare.left is node else compare.left
-    if not isinstance(other, ast.Call) or other.args or other.keywords:
-        return None
-    if not isinstance(other.func, ast.Attribute) or other.func.attr != "type":
-        return None
-    return other.func.value if is_plain(other.func.value) else None
-
-
 def _comparison(
     module: Module, compare: ast.Compare, node: ast.Constant, text: str, imports: frozenset[str]
 ) -> Finding:
     """On a CPU the names are equal, where CUDA's never were: the tensor's place is asked too."""
-    tensor = _asked(compare, node)
+    tensor = compares.asked(compare, node)
     parts = module.target.call("on_accelerator", tensor) if tensor is not None else None
     if parts is None:
         return module.flag(
@@ -150,27 +138,12 @@ def _comparison(
     before, after = type(whole)(whole.start, span.start), type(whole)(span.end, whole.end)
     joint = (" and ",) if equal else (" or not ",)
     pieces = (before, text, after, *joint, *parts)
-    if not _may_stand_bare(module, compare, ast.And if equal else ast.Or):
+    if not compares.may_stand_bare(module, compare, ast.And if equal else ast.Or):
         pieces = ("(", *pieces, ")")
     return module.convert(
         compare, "ACC046", "The name is that of the device that is here, and no CPU tensor's.",
         *pieces, imports=imports,
     )  # fmt: skip
-
-
-def _may_stand_bare(module: Module, node: ast.expr, kind: type[ast.boolop]) -> bool:
-    """Whether `a and b` may take a node's place without parentheses."""
-    parent = module.parent(node)
-    if isinstance(parent, ast.BoolOp):
-        return isinstance(parent.op, kind)
-    return isinstance(parent, _BARE)
-
-
-def is_plain(node: ast.expr) -> bool:
-    """Whether an expression is a chain of names, which may be read twice."""
-    while isinstance(node, ast.Attribute):
-        node = node.value
-    return isinstance(node, ast.Name)
 
 
 def _is_asked(module: Module) -> bool:
@@ -201,7 +174,7 @@ def _is_classes(module: Module, node: ast.expr) -> bool:
 
 def _isinstance(module: Module, call: ast.Call) -> Finding:
     tensor = call.args[0]
-    parts = module.target.call("on_accelerator", tensor) if is_plain(tensor) else None
+    parts = module.target.call("on_accelerator", tensor) if compares.is_plain(tensor) else None
     if parts is None or torch_name(module, call.args[1]) is None:
         return module.flag(
             call, "ACC047", "On a CPU, the class that takes this one's place is the CPU's.",
@@ -209,7 +182,7 @@ def _isinstance(module: Module, call: ast.Call) -> Finding:
             subject="isinstance",
         )  # fmt: skip
     pieces = (module.span(call), " and ", *parts)
-    if not _may_stand_bare(module, call, ast.And):
+    if not compares.may_stand_bare(module, call, ast.And):
         pieces = ("(", *pieces, ")")
     return module.convert(
         call, "ACC047", "The class is that of the device which is here, and never a CPU tensor's.",

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from accel.convert.finding import Entry, FileResult, Finding, Span
 from accel.convert.sweep import shell
-from accel.convert.sweep.notebook_cells import Code, code_of, joined, parted, takes_python
+from accel.convert.sweep.notebook_cells import Code, code_of, joined, parted, takes_python, unmasked
 from accel.convert.sweep.notebook_json import Cell, cells_of, offsets, rewritten
 from accel.convert.sweep.text import Text, ledger_of
 
@@ -116,7 +116,8 @@ class _Book:
     def _moved(self, finding: Finding, span: Span, number: int) -> Finding:
         line = self.text.line_of(span.start)
         column = span.start - self.text.line_span(line).start + 1
-        snippet = f"cell {number}: {finding.snippet}"
+        code = next(code for code in self.codes if code.number == number)
+        snippet = f"cell {number}: {unmasked(code, finding.snippet)}"
         return replace(finding, span=span, line=line, column=column, snippet=snippet, edits=())
 
     # --- what is not Python --------------------------------------------------------------------

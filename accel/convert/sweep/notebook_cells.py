@@ -134,10 +134,15 @@ def parted(text: str, codes: list[Code]) -> dict[int, str]:
             own, _, rest = rest.partition(_head(following.number))
         own = before + own.removesuffix("\n")
         before = ""
-        for index, magic in enumerate(code.magics):
-            mark = _mark(code.number, index)
-            held = re.search(rf"[ \t]*(?:pass)?#{mark}|{mark}; ", own)
-            if held:
-                own = own[: held.start()] + magic + own[held.end() :]
-        sources[code.number] = own
+        sources[code.number] = unmasked(code, own)
     return sources
+
+
+def unmasked(code: Code, text: str) -> str:
+    """A cell's text, or a line of it, with IPython's own in the place of the placeholders."""
+    for index, magic in enumerate(code.magics):
+        mark = _mark(code.number, index)
+        held = re.search(rf"[ \t]*(?:pass)?#{mark}|{mark}; ", text)
+        if held:
+            text = text[: held.start()] + magic + text[held.end() :]
+    return text

@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import NamedTuple
 
+from accel.convert import keeping
 from accel.convert.edits import apply
 from accel.convert.finding import Action, Edit, Effort, Entry, FileResult, Finding, Span
 from accel.convert.options import Options
 from accel.convert.tokens import pattern
 
 _NEWLINE = re.compile(rb"\r\n|\r|\n")
-_KEEP = re.compile(r"accel:\s*keep(?:\[([A-Z0-9,\s]*)\])?")
 _LONGEST = 160  # characters of a snippet
 
 
@@ -85,7 +84,7 @@ class Text:
         line = self.line_of(span.start)
         start = self.line_span(line).start
         shown = self.data[slice(*self.line_span(line))].decode("utf-8", "replace").strip()
-        return Finding(
+        finding = Finding(
             rule=rule,
             action=action,
             span=span,
@@ -95,6 +94,12 @@ class Text:
             snippet=shown if len(shown) <= _LONGEST else shown[:_LONGEST] + " …",
             **more,  # type: ignore[arg-type]
         )
+        return self.restrained(finding)
+
+    def restrained(self, finding: Finding) -> Finding:
+        """A finding as the user wants it; see `keeping`."""
+        marks = keeping.marks_of(self.data)
+        return keeping.restrained(finding, self.options, marks, self.line_of)
 
     def keep(self, span: Span, rule: str, message: str, subject: str = "") -> Finding:
         """A finding that says why a place is right as it is."""
@@ -130,7 +135,8 @@ def result_of(text: Text, language: str, findings: Iterable[Finding]) -> FileRes
         language: What it is.
         findings: In any order; a word that is in none of them shows as missing in the ledger.
     """
-    ordered = sorted((_restrained(text, f) for f in findings), key=lambda f: (f.span, f.rule))
+    # Again, for a handler may have widened a finding over lines with a comment.
+    ordered = sorted((text.restrained(f) for f in findings), key=lambda f: (f.span, f.rule))
     # Edits that overlap raise: a handler looks at each place once.
     changed, _ = apply(text.data, [edit for finding in ordered for edit in finding.edits])
     return FileResult(
@@ -163,16 +169,3 @@ def ledger_of(text: Text, findings: list[Finding]) -> Iterator[Entry]:
             yield Entry(
                 hit.text, "text", hit.span, hit.line, about.action, about.rule, about.message
             )
-
-
-def _restrained(text: Text, finding: Finding) -> Finding:
-    """A conversion that the user does not want, as a kept place."""
-    if finding.action != "convert":
-        return finding
-    why = ""
-    if not text.options.allows(finding.rule):
-        why = "the rule is switched off in this run"
-    match = _KEEP.search(text.get(text.line_span(finding.line)))
-    if match and (match[1] is None or finding.rule in re.split(r"[,\s]+", match[1])):
-        why = "a comment says to keep it"
-    return replace(finding, action="keep", edits=(), message=why) if why else finding
