@@ -269,13 +269,12 @@ def test_its_own_reports_and_logs_are_not_read_again(tmp_path, ran, monkeypatch)
         json.dumps({"schema": "accel.trace", "calls": [{"api": "torch.cuda.synchronize"}]})
     )
     for kind in ("json", "sarif"):
-        assert ran(".", "--format", kind, "--output", f"{kind}.json")[0] == 3
+        assert ran(".", "--format", kind, "--output", f"{kind}.json")[0] == 0
     report = json.loads(ran(".", "--format", "json")[1])
     assert [one["path"] for one in report["files"]] == ["a.py", "own.json"]
-    assert {one["path"]: one["reason"] for one in report["summary"]["omitted"]} == {
-        name: "a report or a log of accel's own"
-        for name in ("accel-trace.json", "json.json", "sarif.json")
-    }
+    assert [one["path"] for one in report["summary"]["omitted"]] == [
+        "accel-trace.json", "json.json", "sarif.json",
+    ]  # fmt: skip
 
 
 def test_rules_that_are_switched_off_make_no_verdict_better(tmp_path, ran) -> None:

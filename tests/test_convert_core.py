@@ -9,6 +9,7 @@ from accel.convert import engine, ledger, tokens
 from accel.convert.edits import ConflictError, apply
 from accel.convert.engine import convert_source
 from accel.convert.finding import Edit, Finding, Span
+from accel.convert.keeping import is_switched_off
 from accel.convert.module import Module
 from accel.convert.options import Options
 from accel.convert.project import index
@@ -67,6 +68,23 @@ def test_a_file_that_is_no_python_is_kept_and_told(data, said) -> None:
     assert result.after == result.before == data
     assert said in result.error
     assert result.findings == result.ledger == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("print 'cuda'\n", "1 word of CUDA in it; it is Python 2: run 2to3 on it first"),
+        ("try:\n    x.cuda(); y.cuda()\nexcept Error, e:\n    pass\n", "2 words of CUDA in it; it"),
+        ("raise ValueError, 'no'\n", "0 words of CUDA in it; it is Python 2"),
+        ("x = (  # cuda\n", "1 word of CUDA in it; mend the file, or exclude it"),
+        ("print = x y\n", "mend the file"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_python_says_what_is_in_it_and_what_to_do(text, said) -> None:
+    assert said in convert(f"import torch\n{text}".encode()).error
+    assert "1 word of CUDA" in convert("import torch cuda\n".encode("utf-16")).error
+    npu = convert(f"import torch_npu\n{text}".encode(), source="npu").error
+    assert "1 word of npu in it" in npu
 
 
 def test_deep_nesting_is_an_error_of_that_file() -> None:
@@ -264,6 +282,45 @@ def test_comments_keep_a_line() -> None:
         assert {entry.action for entry in result.ledger} == {"keep"}
     other = b"import torch\ntorch.cuda.synchronize()  # accel: keep[ACC001]\n"
     assert convert(other).is_changed
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "# accel: keep\ntorch.cuda.synchronize()\n",
+        "    \n# why # accel: keep[ACC020]\ntorch.cuda.synchronize()\n",
+        "x = torch.cuda.current_device() + \\\n    1  # accel: keep\n",
+    ],
+)
+def test_a_comment_may_stand_above_or_at_the_end_of_a_line_that_goes_on(body) -> None:
+    text = f"import torch\n{body}"
+    result = convert(text.encode())
+    assert result.after.decode() == text
+    assert {f.message for f in result.findings} == {"a comment says to keep it"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "# accel: keep\n\ntorch.cuda.synchronize()\n",
+        "# accel: keep[ACC001]\ntorch.cuda.synchronize()\n",
+        "x = 1  # accel: keep\ntorch.cuda.synchronize()\n",
+        "# accel: keeping\ntorch.cuda.synchronize()\n",
+        "# accel: keep\nx = 1\ntorch.cuda.synchronize()\n",
+    ],
+)
+def test_a_comment_speaks_for_no_other_line(body) -> None:
+    assert b"accel.synchronize()" in convert(f"import torch\n{body}".encode()).after
+
+
+def test_a_rule_that_is_switched_off_flags_all_the_same() -> None:
+    text = "import torch\nm = torch.nn.DataParallel(m)\ntorch.cuda.nothing_known()\n"
+    plain = convert(text.encode()).findings
+    assert {f.action for f in plain} == {"flag"}
+    for options in ({"ignore": ("ACC",)}, {"select": ("ACC001",)}):
+        assert convert(text.encode(), **options).findings == plain
+    off = convert(SYNC.encode(), ignore=("ACC020",)).findings
+    assert [is_switched_off(f) for f in off] == [True]
 
 
 def test_a_comment_settles_what_was_flagged() -> None:

@@ -111,6 +111,9 @@ LINES = {
     "x.to(0, non_blocking=True)": "x.to(accel.device(0), non_blocking=True)",
     "x.to(device=0)": "x.to(device=accel.device(0))",
     "x.to(0).unsqueeze(1)": "x.to(accel.device(0)).unsqueeze(1)",
+    "p(s, **k).to(0).to('cpu')": "p(s, **k).to(accel.device(0)).to('cpu')",
+    "AutoModel.from_pretrained(n).to(1)": "AutoModel.from_pretrained(n).to(accel.device(1))",
+    "ToyNet().to(1)": "ToyNet().to(accel.device(1))",
     "t(s, return_tensors='pt').to(0)": "t(s, return_tensors='pt').to(accel.device(0))",
     "x.to(self._rank)": "x.to(accel.device(self._rank))",
     "x.to(ddp_local_rank)": "x.to(accel.device(ddp_local_rank))",
@@ -258,8 +261,11 @@ def test_what_cannot_be_told_is_left_to_a_person(program, rule) -> None:
 
 
 def test_a_device_that_is_only_named_in_a_try_raises_nothing() -> None:
-    program = "try:\n    d = torch.device('cuda:1')\nexcept RuntimeError:\n    d = None"
-    assert "    d = accel.device(1)" in after(program)
+    program = (
+        "try:\n    d = torch.device('cuda:1')\n    e = torch.device('cuda')\n"
+        "except RuntimeError:\n    d = e = None"
+    )
+    assert "    d = accel.device(1)\n    e = torch.device(accel" in after(program)
 
 
 def test_a_to_of_the_trees_own_is_given_a_text_where_it_was() -> None:

@@ -230,3 +230,113 @@ def test_settings_are_no_table_however_many() -> None:
     entries = ", ".join(f"'key{n}': {n}" for n in range(60))
     program = f"x = {{{entries}, 'backend': 'cuda_ipc'}}\n"
     assert said(program, "x =") == {("ACC149", "flag")}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "self.torch.cuda.empty_cache()",
+        "get_torch().cuda.memory_allocated()",
+        "pt.cuda.synchronize()",
+        "pt.cuda.amp.autocast()",
+        "with pt.cuda.device(0): pass",
+        "call(pt.cuda.synchronize)",
+        "isinstance(x, pt.cuda.FloatTensor)",
+        "cuda.synchronize()",
+        "self.cuda.synchronize()",
+        "lib.cuda.memory.empty_cache()",
+    ],
+)
+@pytest.mark.parametrize(
+    "before",
+    ["cuda = flag()", "parser.add_argument('--cuda', action='store_true')", "x.cuda = 1"],
+)
+def test_a_function_of_torch_cuda_is_not_kept_because_something_is_called_cuda(
+    line, before
+) -> None:
+    program = f"import torch\n{before}\ndef f(self, pt, x, lib, cuda):\n    {line}\n"
+    result = convert_source(program.encode(), "a.py", Options())
+    found = [f for f in result.findings if f.line == 4]
+    assert [f.action for f in found] == ["flag"]
+    assert "torch.cuda." in found[0].message
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "print(args.cuda)",
+        "args.cuda.split(',')",
+        "print(cfg.cuda.device, cfg.cuda.memory)",
+        "print(Local().cuda.stream)",
+    ],
+)
+def test_settings_that_are_called_cuda_are_kept(line) -> None:
+    program = f"args.cuda = cfg.cuda = 1\ndef f(args, cfg):\n    {line}\n"
+    assert {a for _, a in said(program, line)} == {"keep"}
+
+
+def test_an_object_that_the_file_itself_makes_is_no_module() -> None:
+    program = (
+        "class Timer:\n    def synchronize(self): ...\n\n\n"
+        "class A:\n    def __init__(self):\n        self.cuda = Timer()\n\n"
+        "    def f(self):\n        self.cuda.synchronize()\n\n\n"
+        "cuda = Timer()\ncuda.synchronize()\n"
+    )
+    assert {a for _, a in said(program, "synchronize()")} == {"keep"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "with pytest.raises(RuntimeError, match='CUDA error: no device'): f()",
+        "self.assertRaisesRegex(RuntimeError, 'wants a CUDA tensor', f)",
+        "found = out == 'NVIDIA driver version'",
+        "found = re.search('CUDA Version: (.*)', out)",
+        "found = re.compile('some CUDA words')",
+        "found = out.startswith('CUDA is not here')",
+        "found = 'some CUDA words' in out",
+    ],
+)
+def test_a_text_that_is_searched_for_is_not_for_people(line) -> None:
+    assert said(f"import re\n{line}\n") == {("ACC149", "flag")}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\\ndevice: cuda\\namp: true\\n",
+        "[train]\\ndevice = cuda:0\\n",
+        '{\\n  "device": "cuda",\\n  "n": 1\\n}',
+        "- backend: nccl  # fast\\n- n: 1",
+    ],
+)
+def test_a_configuration_in_a_text_is_not_for_people(text) -> None:
+    assert said(f"cfg = load('{text}')\n") == {("ACC149", "flag")}
+    assert said(f"print('{text}')\n") == {("ACC145", "keep")}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "class Config:\n    use_cudnn: bool\n",
+        "class Config:\n    class inner:\n        use_cudnn = 1\n",
+        "Config = namedtuple('Config', ['n', 'use_cudnn'])\n",
+        "Config = collections.namedtuple('Config', 'n, use_cudnn')\n",
+        "Config = NamedTuple('Config', [('n', int), ('use_cudnn', bool)])\n",
+    ],
+)
+@pytest.mark.parametrize("use", ["print(config.use_cudnn)", "Config(use_cudnn=1)"])
+def test_fields_of_another_file_s_classes_are_attributes(other, use) -> None:
+    (rule,) = said(use + "\n", "", {"config.py": other})
+    assert rule[1] == "keep"
+    assert said(use + "\n", "") == {("ACC149", "flag")}
+
+
+@pytest.mark.parametrize("root", ["", "torch/"])
+def test_torch_s_own_folder_is_known(root) -> None:
+    """Its names are the tree's, whether the folder itself is given or what it is in."""
+    names = ("nn/functional", "autograd/grad_mode", "cuda/graphs", "_tensor_str", "a/cuda_x")
+    files = {f"{root}{name}.py": "" for name in names}
+    program = "from torch.a import cuda_x\nimport torch\ntorch.cudnn_affine(1)\n"
+    assert {a for _, a in said(program, "", files)} == {"keep"}
+    assert {a for _, a in said(program, "", {"a.py": ""})} == {"flag"}

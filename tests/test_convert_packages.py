@@ -215,7 +215,7 @@ def test_a_compiled_module_names_its_users() -> None:
     found = findings(program, {"b.py": ""})
     assert [(f.rule, f.action, f.blocker) for f in found] == [
         ("ACC103", "flag", True),
-        ("ACC101", "keep", False),
+        ("ACC103", "keep", False),
     ]
     assert found[0].message.endswith("compiled code, by its name; used by nms")
     assert found[0].advice.startswith("A plain version seems to be nms_ref (line 8).")

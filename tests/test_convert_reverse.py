@@ -1,6 +1,8 @@
 """Vendors' programs back to ones for any device, by the same rules as CUDA's."""
 
 import ast
+import re
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +10,7 @@ from accel.convert.engine import convert_source
 from accel.convert.module import Module
 from accel.convert.options import Options
 from accel.convert.project import index
+from accel.convert.rules import RULES
 from accel.convert.source import Source
 
 NAMES = {
@@ -138,6 +141,67 @@ def test_an_import_that_is_needed_stays() -> None:
 
 
 @pytest.mark.parametrize(
+    "line",
+    [
+        "g = torch.npu.NPUGraph()",
+        "run(torch.npu)",
+        "torch.npu.set_compile_mode(jit_compile=False)",
+        "torch.npu.synchronize()  # accel: keep",
+        "y = dispatch('npu:0')",
+        "from torch.npu import NPUGraph",
+        "import torch.npu.no_such",
+        "from torch_npu.contrib import transfer_to_npu",
+        "y = torch.ones(2).npu()  # accel: keep",
+        "@torch.jit.script\ndef f(x: torch.Tensor): return x.npu()",
+    ],
+)
+def test_what_stays_of_the_vendor_s_module_needs_the_import(line) -> None:
+    program = f"import torch, torch_npu\n{line}\nx = torch.ones(2).npu()\n"
+    result = run(program, "npu")
+    assert "import torch, torch_npu\n" in result.after.decode()
+    (said,) = (f for f in result.findings if f.rule == "ACC150")
+    assert said.action == "keep"
+    assert re.fullmatch("line [23] still needs torch_npu", said.message)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "from torch.npu.amp import GradScaler\nGradScaler()\n",
+        "from torch_npu.npu import synchronize\nsynchronize()\n",
+        "from torch import npu\nnpu.synchronize()\n",
+        "import torch.npu\ntorch.npu.synchronize()\n",
+        "class Batch:\n    def npu(self): ...\n\nx.to('npu')\nprint('npu:0 is here')\n",
+    ],
+)
+def test_what_is_converted_by_its_import_needs_the_vendor_s_no_more(program) -> None:
+    result = after(f"import torch\nimport torch_npu\n{program}", "npu")
+    assert "torch_npu" not in result
+    assert "torch.npu" not in result
+    assert "accel" in result
+
+
+def test_who_loads_the_package_is_said_for_each_target() -> None:
+    program = "import torch\nimport torch_npu\n\ntorch.npu.synchronize()\n"
+    result = run(program, "npu", target="torch")
+    assert result.after.decode() == "import torch\n\ntorch.accelerator.synchronize()\n"
+    (said,) = (f for f in result.findings if f.rule == "ACC150")
+    assert "torch 2.5 and later loads it" in said.message
+    assert "accel" not in said.message
+
+
+def test_an_import_of_the_vendor_s_module_that_stays_is_flagged() -> None:
+    program = "import torch\nimport torch.npu\n\nrun(torch)\n"
+    (said,) = (f for f in run(program, "npu").findings if f.line == 2)
+    assert (said.action, said.rule) == ("flag", "ACC022")
+    assert said.message == "Importing torch.npu raises where torch_npu is missing."
+    tried = "import torch\ntry:\n    import torch.npu\nexcept ImportError:\n    pass\nrun(torch)\n"
+    assert {f.action for f in run(tried, "npu").findings} == {"keep"}
+    of_cuda = run(program.replace("npu", "cuda"), "cuda").findings
+    assert [f.action for f in of_cuda if f.line == 2] == ["keep"]
+
+
+@pytest.mark.parametrize(
     ("program", "rule"),
     [
         ("import torch\nfrom torch_npu.contrib import transfer_to_npu\n", "ACC151"),
@@ -158,6 +222,79 @@ def test_messages_speak_of_the_program_s_own_words() -> None:
     (finding,) = (f for f in result.findings if f.action == "flag")
     assert "torch.npu.no_such_thing" in finding.message
     assert "cuda" not in finding.message + finding.advice
+
+
+TRUE_WORDS = """\
+import os
+import subprocess
+import torch
+import torch_npu
+
+torch.npu.matmul.allow_hf32 = True
+torch.npu.matmul.allow_hf32 = bool(torch.npu.matmul.allow_hf32)
+x = torch.ones(2).npu()
+g = torch.npu.NPUGraph()
+subprocess.run(["a"], env={"ASCEND_RT_VISIBLE_DEVICES": "0"})
+torch.npu.set_compile_mode(jit_compile=False)
+dispatch(x, "npu:1")
+ok = cfg.NPU
+handle = torch.npu.current_stream().npu_stream
+"""
+
+
+def test_messages_are_true_of_the_vendor() -> None:
+    findings = run(TRUE_WORDS, "npu").findings
+    said = {f.line: f"{f.message} {f.advice}" for f in findings if f.rule != "ACC020"}
+    assert "TF32 on CUDA is HF32 on an Ascend" in said[6]
+    assert "It records NPU graphs" in said[9]
+    assert "a test for NPU" in said[9]
+    assert "CUDA_VISIBLE_DEVICES and ASCEND_RT_VISIBLE_DEVICES" in said[10]
+    assert "torch.npu.set_compile_mode is none of the names that other devices have" in said[11]
+    assert '"npu:1" goes to code' in said[12]
+    assert "NPU is read from an object" in said[13]
+    assert "its raw handle, for NPU code" in said[14]
+    shim = "import torch\nfrom torch_npu.contrib import transfer_to_npu\n"
+    (flag,) = (f for f in run(shim, "npu").findings if f.action == "flag")
+    assert flag.message.startswith("transfer_to_npu makes CUDA's calls work")
+    assert flag.advice.startswith("Convert the program from CUDA as well")
+
+
+PAIRS = (
+    ("is_cuda", "is_npu"), ("cuda_stream", "npu_stream"), ("CUDAGraph", "NPUGraph"),
+    ("ProcessGroupNCCL", "ProcessGroupHCCL"), ("NCCL", "HCCL"), ("nccl", "hccl"), ("cuda", "npu"),
+)  # fmt: skip
+ZOO = sorted((Path(__file__).parent / "convert" / "zoo").glob("*.py"))
+PROGRAMS = [
+    *(path.read_text(encoding="utf-8") for path in ZOO),
+    *(
+        program
+        for rule in RULES
+        if not "ACC119" <= rule.id <= "ACC139" and rule.id < "ACC150"
+        for program in (*(example.before for example in rule.examples), *rule.kept)
+    ),
+]
+
+
+def exchanged(program: str) -> str:
+    for theirs, own in PAIRS:
+        program = re.sub(rf"(?<![A-Za-z_]){theirs}(?![A-Za-z_])", own, program)
+    return program
+
+
+@pytest.mark.parametrize("source", ["cuda", "npu"])
+def test_no_message_has_a_word_that_the_program_has_not(source) -> None:
+    names = re.compile(r"<[A-Z]+>|\btorch\.cuda\b|\bis_cuda\b|\.cuda\(|(?<!\w)'cuda|\bnccl\b")
+    seen = 0
+    for program in PROGRAMS:
+        text = exchanged(program) if source == "npu" else program
+        for finding in run(text, source).findings:
+            seen += 1
+            told = (finding.message, finding.advice, finding.subject)
+            found = {word for part in told for word in names.findall(part)}
+            if source == "cuda":
+                found = {word for word in found if word.startswith("<")}
+            assert not found, (finding.rule, told, finding.snippet)
+    assert seen > 1000
 
 
 def test_paths_and_texts_are_never_read_as_names() -> None:

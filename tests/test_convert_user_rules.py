@@ -45,6 +45,30 @@ def test_a_name_is_matched_by_any_alias(before, after) -> None:
 
 
 @pytest.mark.parametrize(
+    ("match", "line"),
+    [
+        ("torch.npu.set_compile_mode", "torch.npu.set_compile_mode(jit_compile=False)"),
+        ("torch_npu.npu.set_compile_mode", "torch.npu.set_compile_mode(jit_compile=False)"),
+        ("torch_npu.npu_swiglu", "torch_npu.npu_swiglu(x)"),
+    ],
+)
+def test_a_match_is_read_in_the_words_of_another_vendor_s_program(match, line) -> None:
+    rule = {"id": "USR003", "match": match, "replace": "mylib.own", "imports": ["mylib"]}
+    program = f"import torch, torch_npu\n\n{line}\n"
+    result = run(program, rule, source="npu").after.decode()
+    assert f"mylib.own({line.partition('(')[2]}" in result
+    assert line not in result
+
+
+def test_a_rule_that_changes_nothing_converts_nothing() -> None:
+    rule = {"id": "USR001", "match": "mylib.sync", "replace": "mylib.sync"}
+    program = "import mylib\n\nmylib.sync()\n"
+    result = run(program, rule)
+    assert result.after.decode() == program
+    assert {(f.rule, f.action) for f in result.findings} == {("USR001", "keep")}
+
+
+@pytest.mark.parametrize(
     "program",
     [
         "import other\nother.sync_gpu()\n",

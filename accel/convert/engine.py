@@ -39,12 +39,12 @@ def convert_source(
     try:
         source = Source(data)
         if not _may_matter(source.utf8, options):
-            return FileResult(path, "python", data, data, lines=len(source.starts))
+            return FileResult(path, "python", data, data, lines=_count(source.utf8))
         known = index({path: data}) if project is None else project
         module = Module(source, path, options, known)
         found = tokens.find(source, tokens.pattern(options.source))
     except (SyntaxError, UnicodeDecodeError) as error:
-        lines = data.count(b"\n") + 1
+        lines = _count(data)
         said = f"{_said(error)}; {unparsed.next_step(data, options.source)}"
         return FileResult(path, "python", data, data, error=said, lines=lines)
     findings = [finding for family in FAMILIES for finding in family.find(module)]
@@ -59,6 +59,11 @@ def _may_matter(utf8: bytes, options: Options) -> bool:
     if b"torch" in utf8 or options.user_rules:
         return True
     return tokens.pattern(options.source).search(utf8.decode("utf-8")) is not None
+
+
+def _count(text: bytes) -> int:
+    """How many lines a text has; a last one without a line feed is one."""
+    return text.count(b"\n") + (bool(text) and not text.endswith(b"\n"))
 
 
 def _said(error: Exception) -> str:
@@ -123,7 +128,7 @@ def _finish(
     needed = {name for f in users for name in f.imports}
     first = min((edit.span.start for f in users for edit in f.edits), default=None)
     changed, applied = apply(source.utf8, [*edits, *import_edit(module, needed, first)])
-    lines = len(source.starts)
+    lines = _count(source.utf8)
     try:
         ast.parse(changed.decode("utf-8"))
     except SyntaxError as error:

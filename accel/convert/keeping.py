@@ -24,6 +24,7 @@ _NEWLINE = re.compile(rb"\r\n|\r|\n")
 _MARK = re.compile(
     rb"(?:#|//|/\*|<!--|--|;|::|\b[Rr][Ee][Mm]\s)\s*accel:\s*keep\b(?:\[([A-Z0-9,\s]*)\])?"
 )
+_COMMENT = re.compile(rb"\s*(?:#|//|[Rr][Ee][Mm]\s)")  # a line that holds nothing else
 
 
 class Marks:
@@ -59,7 +60,7 @@ class Marks:
 def _covered(lines: list[bytes], at: int, before: bytes) -> Iterator[int]:
     """The lines, from 0, that a comment on one of them speaks for."""
     yield at
-    if before.strip():
+    if before.strip() and not _COMMENT.match(before):
         while at and _goes_on(lines[at - 1]):
             at -= 1
             yield at

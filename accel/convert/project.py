@@ -32,6 +32,7 @@ class Project:
         modules: Files by dotted module name, `pkg.utils` for `pkg/utils.py`.
         wanted: What files import from one another, by the last part of the module's name and the
             name, which is `*` for all.
+        fields: Attributes that class bodies and named tuples of the tree give.
         passed: What of torch's modules a file passes on to others, by file and name.
     """
 
@@ -41,6 +42,7 @@ class Project:
     options: frozenset[str] = frozenset()
     modules: Mapping[str, str] = field(default_factory=dict)
     wanted: frozenset[tuple[str, str]] = frozenset()
+    fields: frozenset[str] = frozenset()
     passed: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     @cached_property
@@ -106,6 +108,7 @@ def index(files: Mapping[str, bytes]) -> Project:
     options: set[str] = set()
     modules: dict[str, str] = {}
     wanted: set[tuple[str, str]] = set()
+    fields: set[str] = set()
     levels: dict[str, Brought] = {}
     for path, data in files.items():
         dotted = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
@@ -121,19 +124,21 @@ def index(files: Mapping[str, bytes]) -> Project:
                 names.add(node.name)
                 if isinstance(node, ast.ClassDef):
                     methods.update(_telling(node))
+                    fields.update(_variables(node.body))
             elif isinstance(node, ast.arg):
                 names.add(node.arg)
             elif isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
                 names.add(node.attr)
             elif isinstance(node, ast.Call):
                 options.update(option_names(node))
+                fields.update(field_names(node))
             elif isinstance(node, ast.ImportFrom) and node.module:
                 stem = node.module.rpartition(".")[2]
                 wanted.update((stem, alias.name) for alias in node.names)
-        names.update(_variables(tree))
+        names.update(_variables(tree.body))
     return Project(
         constants, frozenset(methods), frozenset(names), frozenset(options), modules,
-        frozenset(wanted), passed_on(levels, Homes(modules)),
+        frozenset(wanted), frozenset(fields), passed_on(levels, Homes(modules)),
     )  # fmt: skip
 
 
@@ -152,9 +157,24 @@ def option_names(call: ast.Call) -> Iterator[str]:
             yield text.lstrip("-").replace("-", "_")
 
 
-def _variables(tree: ast.Module) -> Iterator[str]:
-    """Names that a module's own level assigns, also within `if` and `try`."""
-    stack: list[ast.AST] = [*tree.body]
+def field_names(call: ast.Call) -> Iterator[str]:
+    """The attributes of what `namedtuple("Run", ["epochs", "use_cuda"])` makes."""
+    function = call.func
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    if name not in ("namedtuple", "NamedTuple") or len(call.args) < 2:
+        return
+    given = call.args[1]
+    items = given.elts if isinstance(given, (ast.List, ast.Tuple)) else [given]
+    for item in items:
+        # `NamedTuple` has pairs of a name and a type.
+        first = item.elts[0] if isinstance(item, ast.Tuple) and item.elts else item
+        if isinstance(first, ast.Constant) and isinstance(first.value, str):
+            yield from first.value.replace(",", " ").split()
+
+
+def _variables(body: list[ast.stmt]) -> Iterator[str]:
+    """Names that a module's or class's own level assigns, also within `if` and `try`."""
+    stack: list[ast.AST] = [*body]
     while stack:
         node = stack.pop()
         if isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign)):

@@ -24,11 +24,11 @@ def shadowing(walk: Walk, name: str) -> Iterator[str]:
         name: What the output imports.
     """
     found = {os.path.realpath(one.location): one for one in walk.files}
-    for path in shadows([one for one in walk.files if not _is_ours(one.location)], name):
-        yield path
+    yield from shadows([one for one in walk.files if not _is_ours(one.location)], name)
     for place in _beside(walk.roots, name):
         if os.path.realpath(place) not in found and not _is_excluded(walk, place):
-            yield Path(os.path.relpath(place)).as_posix()
+            name_from_here = os.path.relpath(place)
+            yield str(place) if name_from_here.startswith("..") else Path(name_from_here).as_posix()
 
 
 def shadows(files: Sequence[Found], name: str) -> Iterator[str]:
@@ -61,10 +61,15 @@ def _beside(roots: Sequence[str], name: str) -> Iterator[Path]:
 
 
 def _is_excluded(walk: Walk, place: Path) -> bool:
-    """Whether a pattern leaves a module out, by its name from here or from a given directory."""
-    starts = [os.curdir, *(root for root in walk.roots if os.path.isdir(root))]
-    names = [Path(os.path.relpath(place, start)).as_posix() for start in starts]
-    return any(excluded_by(walk.exclude, name) for name in names)
+    """Whether a pattern leaves a module out, by its name from here or from a given path."""
+    given = (root if os.path.isdir(root) else os.path.dirname(root) for root in walk.roots)
+    for start in (os.curdir, *given):
+        name = Path(os.path.relpath(place, start or os.curdir)).as_posix()
+        while name.startswith("../"):
+            name = name.removeprefix("../")
+        if excluded_by(walk.exclude, name):
+            return True
+    return False
 
 
 def _upwards(folder: Path) -> list[Path]:

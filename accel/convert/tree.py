@@ -21,6 +21,7 @@ from accel.convert.finding import FileResult, TreeResult
 from accel.convert.options import Options
 from accel.convert.pages.words import cut
 from accel.convert.shadowing import shadowing
+from accel.convert.sweep.native_links import linked
 from accel.convert.tables import support
 from accel.convert.walking import LARGEST, PYTHON, SHELL, Found, Walk, discover
 from accel.convert.writing import why_broken
@@ -98,7 +99,7 @@ def convert_walk(
             bar.advance(text=cut(result.path, 40))
     return TreeResult(
         roots=walk.roots,
-        files=tuple(results[number] for number in range(len(walk.files))),
+        files=linked([results[number] for number in range(len(walk.files))]),
         target=options.target,
         chip=options.chip,
         seconds=time.monotonic() - begun,

@@ -16,11 +16,9 @@ from accel.convert.options import SourceName
 
 # A string may name a device only if it has no blanks and is no path.
 _MAY_NAME = re.compile(r"[\w.:,{}%-]+")
-
-
 # In a message: what the program is bound to, and words of code. A plain `CUDA` is CUDA itself.
 _BOUND = re.compile(r"<(CUDA|NCCL)>")
-_CODE = re.compile(r"(?<![\w/-])[A-Za-z_]\w*(?:\.\w+)*(?![\w/-])")
+_CODE = re.compile(r"(?<![\w/])[A-Za-z_]\w*(?:\.\w+)*(?![\w/])")
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,10 @@ class Vendor:
             if dotted == name or dotted.startswith(f"{name}."):
                 return known + dotted[len(name) :]
         return dotted
+
+    def known(self, dotted: str) -> str:
+        """A dotted name of the file as the tables have it."""
+        return self.canonical(_dotted(dotted, self._table)) if self.words else dotted
 
     def exchange(self, tree: ast.AST) -> None:
         """Put CUDA's words in the place of the vendor's in a tree, and the other way round."""
@@ -90,7 +92,8 @@ class Vendor:
         `cuda()` and `'cuda:0'`, are the exchanged tree's, and become the file's again.
         """
         if self.words:
-            table = self._table
+            # One way only: a rule may quote the file's text, which has the vendor's words.
+            table = {theirs: own for own, theirs in self.words}
             message = _CODE.sub(lambda match: _coded(match.group(), table), message)
         return _BOUND.sub(lambda match: self.own(match[1]), message)
 

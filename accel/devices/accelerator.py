@@ -59,10 +59,6 @@ class AcceleratorDevice(Device):
         """Call something when the runtime starts; at once where it has started."""
         call()
 
-    def followed(self) -> AcceleratorDevice:
-        """Torch's current device of this family; this one while the runtime has not started."""
-        return type(self)(self.current_index()) if self.started() else self
-
     @property
     def module(self) -> Any:
         """The module that torch names after the device, such as `torch.xpu` or `torch.mlu`."""

@@ -144,10 +144,6 @@ class Device(abc.ABC):
         for index in range(self.count()):
             type(self)(index).seed_own_generator(seed)
 
-    def followed(self) -> Device:
-        """This device, unless torch has made another of its family current since."""
-        return self
-
     @property
     def torch_device(self) -> torch.device:
         """The `torch.device` to create tensors on."""

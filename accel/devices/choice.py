@@ -15,7 +15,7 @@ import torch
 
 from accel.devices.base import Device
 from accel.devices.cpu import CpuDevice
-from accel.devices.current import index_of, index_without_binding, settled_by_program
+from accel.devices.current import follow, index_of, index_without_binding, settled_by_program
 from accel.devices.registry import (
     _registry,
     accelerator_counts,
@@ -227,7 +227,7 @@ def _current(strict: bool) -> Device:
     stack: list[Device] = getattr(_registry.local, "stack", [])
     if stack:
         # The block made it torch's current device; a block of torch's inside may have changed it.
-        return stack[-1].followed()
+        return follow(stack[-1])
     key = _key()
     family = _family(key)
     if family is CpuDevice:
@@ -260,9 +260,13 @@ def _chosen(key: _Key) -> _Choice:
     return found
 
 
-@constant_in_graphs
 def _family(key: _Key) -> type[Device]:
-    return _chosen(key).family
+    return _registry.families[_family_name(key)]
+
+
+@constant_in_graphs
+def _family_name(key: _Key) -> str:
+    return _chosen(key).family.family
 
 
 @constant_in_graphs

@@ -49,13 +49,19 @@ def index_of(family: type[Device], wish: int | None, named: bool) -> int:
     """
     if not issubclass(family, AcceleratorDevice):
         return _own(family, wish)
-    if torch.compiler.is_compiling():
-        _start(family)  # or a guard on it would fail where the compiler itself starts it
-    if not family.started():
+    if not _has_started(family):
         return _resting(family, wish)
     if wish is not None:
         _settle(family, wish, named)
     return family.current_index()
+
+
+def follow(device: Device) -> Device:
+    """A block's device, unless torch has made another of its family current since."""
+    family = type(device)
+    if not issubclass(family, AcceleratorDevice) or not _has_started(family):
+        return device
+    return family(family.current_index())
 
 
 def index_without_binding(family: type[Device], rank: int | None) -> int:
@@ -65,7 +71,7 @@ def index_without_binding(family: type[Device], rank: int | None) -> int:
         return rank
     if not issubclass(family, AcceleratorDevice):
         return mine.last or 0
-    return family.current_index() if family.started() else _unstarted(family, mine)
+    return family.current_index() if _has_started(family) else _unstarted(family, mine)
 
 
 def settled_by_program(family: type[Device], index: int, heard: int | None) -> None:
@@ -140,6 +146,17 @@ def _begin(family: type[AcceleratorDevice]) -> None:
     if wish is not None and wish != _mine(family).heard:
         _note(family, _Mine(wish))
         family(wish).activate()
+
+
+def _has_started(family: type[AcceleratorDevice]) -> bool:
+    if torch.compiler.is_compiling():
+        _start(family)  # as the compiler does later; what is traced here stays true then
+    return _started(family)
+
+
+@constant_in_graphs
+def _started(family: type[AcceleratorDevice]) -> bool:
+    return family.started()
 
 
 @constant_in_graphs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -14,6 +15,12 @@ from accel.devices.formats import ScaledProduct, ascend_products
 from accel.errors import DeviceError
 
 _logger = logging.getLogger("accel")
+
+
+def _count_by_driver(npu: Any) -> int:
+    """Visible NPUs as torch_npu asks the driver for them; negative where that does not tell."""
+    count = getattr(npu, "_device_count_ascend_hal", None)
+    return -1 if count is None else int(count())
 
 
 class NpuDevice(AcceleratorDevice):
@@ -35,8 +42,12 @@ class NpuDevice(AcceleratorDevice):
             if importlib.util.find_spec("torch_npu") is None:
                 return 0
             import torch_npu  # noqa: F401 - registers torch.npu
-        # By the driver's library; torch.npu.is_available() would start the runtime.
-        return int(torch.get_device_module("npu").device_count())
+        npu = torch.get_device_module("npu")
+        # The driver's own library counts without the runtime, which a count would start.
+        told = -1 if npu.is_initialized() else _count_by_driver(npu)
+        if told >= 0:
+            return told
+        return int(npu.device_count()) if npu.is_available() else 0
 
     @classmethod
     def started(cls) -> bool:

@@ -83,9 +83,9 @@ _registry = _Registry()
 def constant_in_graphs(function: _Function) -> _Function:
     """Mark a function that `torch.compile` calls while it traces, taking the result as constant.
 
-    It does what it does for real then; locks, plugins and drivers cannot be traced. It takes and
-    returns numbers, strings and classes; what it changes must not be read by what is traced. This is
-    `torch.compiler.assume_constant_result` without importing the compiler, which takes seconds.
+    It does what it does for real then; locks, plugins and drivers cannot be traced. It
+    returns a number, a string or nothing, and what it changes is not read by what is traced. This
+    is `torch.compiler.assume_constant_result` without importing the compiler, which takes seconds.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function

@@ -15,7 +15,7 @@ _METHODS = frozenset(
         "parameters", "named_parameters", "state_dict", "load_state_dict", "zero_grad", "backward",
         "requires_grad_", "named_modules", "register_buffer", "detach", "unsqueeze", "squeeze",
         "permute", "contiguous", "argmax", "softmax", "masked_fill", "half", "bfloat16", "eval",
-        "data_ptr", "element_size", "record_stream", "pin_memory",
+        "data_ptr", "element_size",
     }
 )  # fmt: skip
 _TYPE = re.compile(r"\b(?:Tensor|LongTensor|FloatTensor|Module|Parameter)\b")
@@ -43,6 +43,10 @@ def is_shown(module: Module, node: ast.expr) -> bool:
         return is_shown(module, node.value)
     if isinstance(node, ast.Name) and _is_annotated(module, node):
         return True
+    if isinstance(node, ast.Attribute):
+        values = [value for value in module.attribute_values(node) if value is not None]
+        if any(is_tensor_or_module(module, value) for value in values):
+            return True
     return any(_is_use(module, use) for use in _uses(module, node))
 
 
@@ -92,10 +96,12 @@ def _uses(module: Module, node: ast.expr) -> Iterator[ast.expr]:
         binding = module.binding(node)
         yield from binding.uses if binding is not None else ()
     elif isinstance(node, ast.Attribute):
-        text = module.text(node)
+        text, owner = module.text(node), module.class_of(node)
+        is_own = text.startswith("self.")
         for other in module.all(ast.Attribute):
             if other.attr == node.attr and module.text(other) == text:
-                yield other
+                if not is_own or module.class_of(other) is owner:
+                    yield other
 
 
 def _is_use(module: Module, use: ast.expr) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from accel.convert.finding import FileResult, TreeResult
 from accel.convert.walking import PYTHON
 
+_COMPILED = "ACC103"  # the rule about imports and calls of compiled modules
 _TELLING = 20  # lines up to which a file's stem is taken for its name, and not for a common word
 
 
@@ -17,7 +18,7 @@ def callers(tree: TreeResult) -> Mapping[str, tuple[str, ...]]:
     """Lines of Python by the source with a blocker that they name, as `file:line`.
 
     A source is named by its file name, `ops.cu`; where nobody does that, by its stem, as the module
-    that it becomes is called.
+    that it becomes is called. Imports and calls of the extension that it is a part of come after.
     """
     native = [
         file.path
@@ -29,7 +30,28 @@ def callers(tree: TreeResult) -> Mapping[str, tuple[str, ...]]:
     rest = [path for path in native if path not in found]
     stems = _named(rest, python, lambda path: posixpath.splitext(posixpath.basename(path))[0])
     found |= {path: lines for path, lines in stems if len(lines) <= _TELLING}
-    return found
+    return _with_uses(tree, native, found)
+
+
+def _with_uses(
+    tree: TreeResult, native: Sequence[str], found: Mapping[str, tuple[str, ...]]
+) -> Mapping[str, tuple[str, ...]]:
+    uses: dict[str, dict[str, None]] = defaultdict(dict)
+    subjects: dict[str, set[str]] = defaultdict(set)
+    for file in tree.files:
+        for one in file.findings:
+            if one.rule == _COMPILED:
+                uses[one.subject][f"{file.path}:{one.line}"] = None
+            elif file.path in native and one.blocker:
+                subjects[file.path].add(one.subject)
+    lines = {
+        path: (
+            *found.get(path, ()),
+            *(line for name in sorted(subjects[path]) for line in uses[name]),
+        )
+        for path in native
+    }
+    return {path: tuple(dict.fromkeys(named)) for path, named in lines.items() if named}
 
 
 def _named(

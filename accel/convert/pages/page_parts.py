@@ -39,7 +39,7 @@ def blockers(summary: Summary, rows: Rows) -> Section:
     """What stands against a move; all of it open, for nothing matters more."""
     shown = [_group(one, rows, is_open=True) for one in summary.blockers]
     conflicts = [html.listing(summary.conflicts)] if summary.conflicts else []
-    body = [*conflicts, *shown]
+    body: list[object] = [*conflicts, *shown]
     return section("blockers", "Blockers", *(body or ["None."]))
 
 

@@ -134,7 +134,7 @@ def _variable(
     return module.flag(
         node, "ACC042",
         f"{module.text(given)} may be the cuda of line {said}, for which {name} was switched off "
-        "without CUDA; for cpu it is on.", f"{_ADVICE} (here: accel.{generic.function}(...)).",
+        "without <CUDA>; for cpu it is on.", f"{_ADVICE} (here: accel.{generic.function}(...)).",
         subject=name,
     )  # fmt: skip
 
@@ -144,7 +144,8 @@ def _for_amp(module: Module) -> Iterator[Finding]:
     for text in sources(module).only:
         yield module.flag(
             text, "ACC042",
-            "It reaches torch's amp, which was switched off for it without CUDA; for cpu it is on.",
+            "It reaches torch's amp, which was switched off for it without <CUDA>; for cpu it is "
+            "on.",
             _ADVICE + ".", subject="torch.autocast",
         )  # fmt: skip
 

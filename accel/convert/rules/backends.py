@@ -205,12 +205,13 @@ def _tf32(module: Module, statement: ast.stmt, node: ast.expr) -> Finding:
         if None not in kinds:
             rest = [] if len(kinds) > 1 else [only[str(next(iter(kinds)))]]
             parts = module.target.call("allow_tf32", statement.value, *rest)
-            if parts is None:
+            if parts is None and not module.vendor.words:
                 return module.keep(statement, "ACC081", "A flag of torch's, which CUDA heeds.")
-            return module.convert(statement, "ACC081", said, *parts, subject="allow_tf32")
+            if parts is not None:
+                return module.convert(statement, "ACC081", said, *parts, subject="allow_tf32")
     return module.flag(
-        node, "ACC081", "It lets CUDA round float32 products to TF32.",
-        "Write accel.allow_tf32(...), which is HF32 on an Ascend.", subject="allow_tf32",
+        node, "ACC081", "It lets float32 products be rounded to TF32, which is HF32 on an Ascend.",
+        "Write accel.allow_tf32(...).", subject="allow_tf32",
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from accel.convert.finding import Finding
 from accel.convert.flow import is_device, is_device_string, is_tensor_or_module, may_be_none
+from accel.convert.flow.positions import named_device
 from accel.convert.flow.showing import is_moved, is_shown, names_value
 from accel.convert.module import Module
 from accel.convert.rule import Example, Rule
@@ -20,6 +21,7 @@ from accel.convert.rules.devices_spelling import (
     is_int,
     named_index,
     place_of,
+    terminal_name,
 )
 from accel.convert.rules.devices_spelling import call as call_for
 
@@ -166,7 +168,7 @@ def _argument(module: Module, call: ast.Call, place: ast.expr) -> Iterator[Findi
         yield from _whole(module, place, place)
         return
     receiver = func.value
-    says_device = named_index(place) or isinstance(place, ast.Call)
+    says_device = named_index(place) or isinstance(place, ast.Call) or _is_named_device(place)
     is_small = not isinstance(place, ast.Constant) or int(str(place.value)) <= _LARGEST
     is_named = names_value(receiver)
     if "to" in module.project.methods:  # it may be one of the tree's own
@@ -182,6 +184,11 @@ def _argument(module: Module, call: ast.Call, place: ast.expr) -> Iterator[Findi
             f"{module.text(receiver)} may be a tensor or module, and the number its device.",
             "If it is, write accel.device(number); if not, add `# accel: keep`.",
         )
+
+
+def _is_named_device(node: ast.expr) -> bool:
+    """Whether a variable that is a number is called a device."""
+    return named_device(terminal_name(node))
 
 
 def _has_torch(module: Module) -> bool:

@@ -16,6 +16,10 @@ from accel.convert.rules.devices_spelling import attribute_span
 _MOVES = frozenset({"ACC001", "ACC007"})
 _PLACES = (ast.Call, ast.Constant, ast.JoinedStr, ast.BinOp, ast.Name, ast.Attribute)
 _NAMES = frozenset({"ACC002", "ACC004", "ACC005"})
+_TRIED = (
+    "Without <CUDA> it raises, and the program catches that: on a CPU it would go on as if there "
+    "were a device."
+)
 
 
 def except_tried(module: Module, findings: Iterable[Finding]) -> Iterator[Finding]:
@@ -29,8 +33,7 @@ def except_tried(module: Module, findings: Iterable[Finding]) -> Iterator[Findin
                 edits=(),
                 imports=frozenset(),
                 effort="review",
-                message="Without CUDA it raises, and the program catches that: on a CPU it would "
-                "go on as if there were a device.",
+                message=module.vendor.spoken(_TRIED),
                 advice="Ask accel.is_available() first, then convert the move.",
             )
         yield finding
@@ -56,4 +59,17 @@ def _raises(module: Module, finding: Finding, tried: dict[Span, ast.expr]) -> bo
     node = tried.get(finding.span)
     if node is None or not is_question(module, node):
         return False
-    return finding.rule in _MOVES or (finding.rule in _NAMES and is_device_position(module, node))
+    if finding.rule in _MOVES:
+        return True
+    return (
+        finding.rule in _NAMES
+        and is_device_position(module, node)
+        and not _is_only_named(module, node)
+    )
+
+
+def _is_only_named(module: Module, node: ast.expr) -> bool:
+    """Whether `torch.device` makes an object of a name, which raises nothing."""
+    parent = module.parent(node)
+    call = module.parent(parent) if isinstance(parent, ast.keyword) else parent
+    return isinstance(call, ast.Call) and module.qualified(call.func) == "torch.device"

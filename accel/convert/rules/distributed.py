@@ -265,7 +265,7 @@ def _own(module: Module, node: ast.AST, name: str) -> Finding:
     return module.flag(
         node,
         "ACC064",
-        f"{name} is NCCL itself, with options that no other backend has",
+        f"{name} is <NCCL> itself, with options that no other backend has",
         "Make the group by init_process_group(accel.dist_backend()) and leave its options out, or "
         "keep the line behind `if backend == 'nccl'`.",
         effort="rewrite",

@@ -23,8 +23,9 @@ _ENVIRON = ("os.environ", "os.environb")
 _SET = "sets the variable for every vendor"
 _READ = "reads the variable by whichever vendor's name it was set"
 _BY_HAND = (
-    "Where CUDA_VISIBLE_DEVICES is set for another process, set ASCEND_RT_VISIBLE_DEVICES beside "
-    "it; in this process use accel.setenv and accel.getenv."
+    "Where it is set for another process, set each vendor's name of it beside it, as "
+    "CUDA_VISIBLE_DEVICES and ASCEND_RT_VISIBLE_DEVICES; in this process use accel.setenv and "
+    "accel.getenv."
 )
 
 

@@ -125,9 +125,12 @@ def _unknown(module: Module, node: ast.Attribute, name: str) -> Finding | None:
 
 
 def _private(module: Module, node: ast.expr, name: str) -> Finding:
+    said = "is none of torch.cuda's public names"
+    if module.vendor.words:
+        said = "is none of the names that other devices have as well"
     return module.flag(
-        node, "ACC023", f"{name} is none of torch.cuda's public names.",
-        "Look for what it does in torch.accelerator, or leave it to CUDA.", subject=name,
+        node, "ACC023", f"{name} {said}.",
+        "Look for what it does in torch.accelerator, or leave it to <CUDA>.", subject=name,
     )  # fmt: skip
 
 

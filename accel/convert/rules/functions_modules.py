@@ -11,8 +11,6 @@ from accel.convert.rules.functions_guards import is_of_two
 from accel.convert.rules.functions_kept import is_exported, is_taken
 from accel.convert.scopes import Binding
 
-WORKS = "it is there without CUDA too"
-
 
 def is_cuda(name: str) -> bool:
     """Whether a dotted name is torch.cuda's."""
@@ -21,7 +19,7 @@ def is_cuda(name: str) -> bool:
 
 def plain(module: Module, node: ast.Import) -> Finding:
     """An import of the module: it goes if all its uses do."""
-    kept = module.keep(node, "ACC022", f"Importing torch.cuda is no use of CUDA: {WORKS}.")
+    kept = left(module, node, "Importing torch.cuda")
     if len(node.names) != 1:
         return kept
     alias = node.names[0]
@@ -37,6 +35,27 @@ def plain(module: Module, node: ast.Import) -> Finding:
         return kept
     message = f"Nothing uses {alias.asname or alias.name} any more."
     return module.edit(node, "ACC022", message, edit, imports=frozenset())
+
+
+def left(module: Module, node: ast.Import | ast.ImportFrom, what: str) -> Finding:
+    """What is said of an import that stays: torch.cuda is everywhere, other vendors' modules not.
+
+    Args:
+        module: The file.
+        node: The import.
+        what: How the sentence begins.
+    """
+    package = module.vendor.package
+    if not package or package in module.target.imports:
+        return module.keep(
+            node, "ACC022", f"{what} is no use of <CUDA>: it is there without <CUDA> too."
+        )
+    if any(isinstance(outer, ast.Try) for outer in module.ancestors(node)):
+        return module.keep(node, "ACC022", f"{what} is tried only; it may fail on other devices.")
+    return module.flag(
+        node, "ACC022", f"{what} raises where {package} is missing.",
+        "Take it out once nothing uses it, or keep it behind a test for <CUDA>.", subject=package,
+    )  # fmt: skip
 
 
 def said_of_two(

@@ -88,23 +88,23 @@ MODULES = frozenset(
     {"torch.cuda", "torch.cuda.amp", "torch.cuda.amp.common", "torch.cuda.nvtx", *_HOMES}
 )
 
-_HOST_MEMORY = "Only CUDA's allocator of page-locked memory counts what it holds."
+_HOST_MEMORY = "Only <CUDA>'s allocator of page-locked memory counts what it holds."
 _GRAPH = (
-    "It records CUDA graphs; on an Ascend they serve inference only.",
-    "Run the step without a graph elsewhere: put this behind a test for CUDA, or torch.compile it.",
+    "It records <CUDA> graphs; on an Ascend they serve inference only.",
+    "Run the step without a graph elsewhere: put this behind a test for <CUDA>, or compile it.",
 )
 # By name: what is wrong, and what to do instead.
 _NONE: dict[str, tuple[str, str]] = {
     "CUDAPluggableAllocator": (
-        "It loads an allocator that is compiled for CUDA.",
+        "It loads an allocator that is compiled for <CUDA>.",
         "Leave it out on other devices; PYTORCH_ALLOC_CONF tunes the allocator of each.",
     ),
     "CudaError": (
-        "It is raised by calls of the CUDA runtime only.",
+        "It is raised by calls of the <CUDA> runtime only.",
         "Catch RuntimeError, or torch.OutOfMemoryError where memory is meant.",
     ),
     "DeferredCudaCallError": (
-        "It is raised while CUDA starts.",
+        "It is raised while <CUDA> starts.",
         "Catch RuntimeError.",
     ),
     "GreenContext": (
@@ -112,35 +112,35 @@ _NONE: dict[str, tuple[str, str]] = {
         "Leave it out on other devices.",
     ),
     "MemPool": (
-        "Memory pools of one's own are CUDA's.",
+        "Memory pools of one's own are <CUDA>'s.",
         "Leave the pool out on other devices.",
     ),
     "caching_allocator_alloc": (
-        "It asks CUDA's allocator for raw memory.",
+        "It asks <CUDA>'s allocator for raw memory.",
         "Allocate a tensor: torch.empty(size, dtype=torch.uint8, device=...).",
     ),
     "caching_allocator_delete": (
-        "It gives raw memory back to CUDA's allocator.",
+        "It gives raw memory back to <CUDA>'s allocator.",
         "Let a tensor own the memory.",
     ),
     "caching_allocator_disabled": (
-        "It switches CUDA's allocator off.",
+        "It switches <CUDA>'s allocator off.",
         "Leave it out on other devices.",
     ),
     "caching_allocator_enable": (
-        "It switches CUDA's allocator.",
+        "It switches <CUDA>'s allocator.",
         "Leave it out on other devices.",
     ),
     "change_current_allocator": (
-        "It loads an allocator that is compiled for CUDA.",
+        "It loads an allocator that is compiled for <CUDA>.",
         "Leave it out on other devices.",
     ),
-    "check_error": ("It reads CUDA's error codes.", "Errors of other devices are raised by torch."),
+    "check_error": ("It reads <CUDA>'s codes.", "Errors of other devices are raised by torch."),
     "clock_rate": ("It asks NVIDIA's management library.", "On an Ascend: npu-smi info."),
-    "cudaStatus": ("It lists CUDA's error codes.", "Errors of other devices are raised by torch."),
+    "cudaStatus": ("It lists <CUDA>'s codes.", "Errors of other devices are raised by torch."),
     "cudart": (
-        "It is the CUDA runtime itself.",
-        "Use torch.profiler for profiles; leave other calls of the runtime to CUDA.",
+        "It is the <CUDA> runtime itself.",
+        "Use torch.profiler for profiles; leave other calls of the runtime to <CUDA>.",
     ),
     "current_blas_handle": ("It is a handle of cuBLAS.", "Multiply with torch.matmul."),
     "current_solver_handle": ("It is a handle of cuSOLVER.", "Solve with torch.linalg."),
@@ -149,33 +149,33 @@ _NONE: dict[str, tuple[str, str]] = {
         "The device's free and total bytes: mem_get_info().",
     ),
     "get_allocator_backend": (
-        "It names CUDA's allocator.",
+        "It names <CUDA>'s allocator.",
         "Leave it out on other devices.",
     ),
     "get_arch_list": (
         "It lists the GPU architectures that torch was compiled for.",
-        "Keep it where CUDA code is compiled; other devices have no such list.",
+        "Keep it where <CUDA> code is compiled; other devices have no such list.",
     ),
     "get_gencode_flags": (
         "It gives flags of NVIDIA's compiler.",
-        "Keep it where CUDA code is compiled.",
+        "Keep it where <CUDA> code is compiled.",
     ),
     "get_stream_from_external": (
-        "It wraps a stream of the CUDA runtime.",
+        "It wraps a stream of the <CUDA> runtime.",
         "Make the stream with torch; raw handles belong to one vendor.",
     ),
     "ExternalStream": (
-        "It wraps a stream of the CUDA runtime.",
+        "It wraps a stream of the <CUDA> runtime.",
         "Make the stream with torch; raw handles belong to one vendor.",
     ),
-    "has_half": ("It tells how CUDA was compiled.", "Every device here computes in float16."),
+    "has_half": ("It tells how <CUDA> was compiled.", "Every device here computes in float16."),
     "has_magma": ("It tells whether torch has MAGMA, a CUDA library.", "Drop the test."),
     "is_tf32_supported": (
         "TF32 is NVIDIA's format.",
         "Ask for the reduced precision with allow_tf32(); devices without one ignore it.",
     ),
     "jiterator": (
-        "It compiles CUDA source at run time.",
+        "It compiles <CUDA> source at run time.",
         "Write the expression in torch, and torch.compile it.",
     ),
     "list_gpu_processes": ("It asks NVIDIA's management library.", "On an Ascend: npu-smi info."),
@@ -187,7 +187,7 @@ _NONE: dict[str, tuple[str, str]] = {
     "reset_accumulated_host_memory_stats": (_HOST_MEMORY, "Leave it out on other devices."),
     "reset_peak_host_memory_stats": (_HOST_MEMORY, "Leave it out on other devices."),
     "nccl": (
-        "It calls NCCL without torch.distributed.",
+        "It calls <NCCL> without torch.distributed.",
         "Use torch.distributed, whose backend dist_backend() names.",
     ),
     "comm": (
@@ -199,11 +199,11 @@ _NONE: dict[str, tuple[str, str]] = {
         "Use torch.profiler.profile(activities=profiler_activities()).",
     ),
     "sparse": (
-        "Its tensor classes are CUDA's.",
+        "Its tensor classes are <CUDA>'s.",
         "Make sparse tensors with torch.sparse_coo_tensor(..., device=...).",
     ),
     "tunable": ("It tunes cuBLAS and rocBLAS.", "Leave it out on other devices."),
-    "use_mem_pool": ("Memory pools of one's own are CUDA's.", "Leave it out on other devices."),
+    "use_mem_pool": ("Memory pools of one's own are <CUDA>'s.", "Leave it out on other devices."),
     "gds": ("It is NVIDIA's GPUDirect Storage.", "Read files with torch.load."),
     "green_contexts": ("It splits an NVIDIA GPU.", "Leave it out on other devices."),
     "amp.amp_definitely_not_available": (
@@ -213,7 +213,7 @@ _NONE: dict[str, tuple[str, str]] = {
     "amp.common": ("It asks for CUDA or XLA.", "Drop the test."),
 }
 _HISTORY = (
-    "It records what CUDA's allocator did.",
+    "It records what <CUDA>'s allocator did.",
     "torch_npu has the same under torch.npu.memory; leave it out on other devices.",
 )
 for _name in ("_dump_snapshot", "_record_memory_history", "_snapshot"):
@@ -244,7 +244,7 @@ def _table() -> dict[str, Known]:
     for name, dtype in DTYPES.items():
         table[name] = Known("ACC045", "type", "tensor_type", dtype=dtype)
     for name in _words(_STORAGES):
-        table[name] = _none("ACC049", "Its storage class is CUDA's.", _STORAGE_ADVICE)
+        table[name] = _none("ACC049", "Its storage class is <CUDA>'s.", _STORAGE_ADVICE)
     for name in _words(_STREAM_FUNCTIONS):
         table[name] = Known("ACC050", "function", name)
     table["StreamContext"] = Known("ACC050", "call", "stream")

@@ -61,7 +61,7 @@ def spell(module: Module, node: ast.expr, known: Known) -> Spelling | Refusal:
         )
     if asks(module, node, name):
         return Refusal(
-            f"{name} raises without CUDA, and the program takes that for an answer.",
+            f"{name} raises without <CUDA>, and the program takes that for an answer.",
             "Ask accel.is_available() in place of what is caught, and convert again.",
             name,
             "ACC028",

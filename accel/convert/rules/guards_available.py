@@ -238,7 +238,7 @@ def _guard(module: Module, call: ast.Call) -> Finding | None:
         )
     is_count = module.qualified(call.func) != "torch.cuda.is_available"
     if not is_count and only_switches([n for n in body if isinstance(n, ast.stmt)], module):
-        return module.keep(call.func, "ACC030", "It guards switches of CUDA's own.")
+        return module.keep(call.func, "ACC030", "It guards switches of <CUDA>'s own.")
     held = content(module, body)
     what = held.only_cuda
     if not what and held.kernel and not is_count:

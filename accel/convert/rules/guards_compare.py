@@ -40,7 +40,7 @@ _EXACT_ADVICE = (
     "Compare the type, torch.device(device).type, or write accel.is_accelerator(device)."
 )
 _ADVICE = (
-    "If it asks for any accelerator, write accel.is_accelerator(device); if for CUDA, add "
+    "If it asks for any accelerator, write accel.is_accelerator(device); if for <CUDA>, add "
     "`# accel: keep`."
 )
 
@@ -54,7 +54,7 @@ def find(module: Module) -> Iterator[Finding]:
             yield from _method(module, called, called.func)
     for case in module.all(ast.MatchValue):
         if _is_cuda(module, case.value):
-            yield module.flag(case.value, "ACC031", "It is a case for CUDA.", _ADVICE)
+            yield module.flag(case.value, "ACC031", "It is a case for <CUDA>.", _ADVICE)
 
 
 def _is_cuda(module: Module, node: ast.AST) -> bool:
@@ -78,7 +78,7 @@ def _compare(module: Module, node: ast.Compare) -> Iterator[Finding]:
     if len(node.ops) != 1:
         parts = [node.left, *node.comparators]
         if any(_is_cuda(module, part) for part in parts):
-            yield module.flag(node, "ACC031", "It is a chain of comparisons with CUDA.", _ADVICE)
+            yield module.flag(node, "ACC031", "It is a chain of comparisons with <CUDA>.", _ADVICE)
         return
     left, op, right = node.left, node.ops[0], node.comparators[0]
     if isinstance(op, (ast.Eq, ast.NotEq)):
@@ -184,7 +184,7 @@ def _method(module: Module, node: ast.Call, func: ast.Attribute) -> Iterator[Fin
             yield module.flag(
                 first,
                 "ACC035",
-                "The name of a CUDA device is taken apart as text.",
+                "The name of a <CUDA> device is taken apart as text.",
                 "Use torch.device(name).type and .index, which any device has.",
             )
         else:
@@ -210,7 +210,7 @@ def _kept(module: Module, node: ast.expr, literal: ast.expr, other: ast.expr) ->
         )
     if _is_choice(module, node):
         return module.keep(
-            literal, "ACC033", "It chooses an implementation that only CUDA has, not a device."
+            literal, "ACC033", "It chooses an implementation that only <CUDA> has, not a device."
         )
     if asks_which_accelerator(module, other):
         return module.flag(

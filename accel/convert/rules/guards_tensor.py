@@ -74,7 +74,7 @@ def _read(module: Module, node: ast.Attribute) -> Finding:
     function = module.function_of(node)
     kernel = calls_extension(module, function) if function is not None else ""
     if kernel:
-        return module.keep(word, "ACC036", f"It guards the compiled CUDA function {kernel}.")
+        return module.keep(word, "ACC036", f"It guards the compiled <CUDA> function {kernel}.")
     held = content(module, guarded(module, node) or ())
     if held.only_cuda or held.kernel:
         return module.flag(
@@ -96,7 +96,7 @@ def _read(module: Module, node: ast.Attribute) -> Finding:
     is_called = isinstance(parent, ast.Call) and parent.func is node
     if parts is None or is_called:
         return module.flag(
-            word, "ACC036", "It asks for CUDA's tensors only.", "Compare `tensor.device.type`."
+            word, "ACC036", "It asks for <CUDA>'s tensors only.", "Compare `tensor.device.type`."
         )
     message = "It asks whether the tensor is on an accelerator."
     return converted(module, node, "ACC036", message, *parts)

@@ -132,10 +132,10 @@ def _table(module: Module, node: ast.Dict) -> Iterator[Finding]:
         of = call(module, "device_str", source) if source.number else None
         if target is None or to is None or of is None:
             yield module.flag(
-                node, "ACC071", "It is a table of devices, of which some are CUDA's only.", _ADVICE
+                node, "ACC071", "It is a table of devices, some of which are <CUDA>'s.", _ADVICE
             )
             return
-        yield module.keep(key, "ACC071", "It is what a checkpoint saved on CUDA says.")
+        yield module.keep(key, "ACC071", "It is what a checkpoint saved on <CUDA> says.")
         parts: tuple[Piece, ...] = (*to, ", ", *of, ": ", *to)
         message = "What was saved on the device that is there goes the same way."
         yield converted(module, value, "ACC071", message, *parts)

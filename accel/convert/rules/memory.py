@@ -91,7 +91,7 @@ def _generator(module: Module, call: ast.Call) -> Iterator[Finding]:
     gap = Span(module.span(call.func).end, module.span(call).end)
     if parts is None or calls.has_comment(module, gap) or len(call.args) + len(call.keywords) > 1:
         yield module.flag(
-            call, "ACC075", "The generator is one of CUDA's.",
+            call, "ACC075", "The generator is one of <CUDA>'s.",
             "Write accel.generator(), which is of the device that is here.", subject="generator",
         )  # fmt: skip
         return

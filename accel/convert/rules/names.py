@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from accel.convert.finding import Finding, Span
@@ -58,4 +59,8 @@ class _Judge:
         node = self._places.name(token.whole)
         if node is None:
             return _NOWHERE
-        return self._identifiers.judge(node, self._module.source.text(token.whole))
+        word = self._module.source.text(token.whole)
+        verdict = self._identifiers.judge(node, word)
+        # A name in capitals is the file's, not what a sentence calls CUDA.
+        read = self._module.vendor.own(word)
+        return verdict._replace(message=re.sub(rf"\b{read}\b", word, verdict.message))

@@ -29,7 +29,7 @@ _SETTINGS = frozenset({
     "amp", "device", "graph", "graphs", "memory", "nvtx", "profiler", "random", "seed", "stream",
     "temperature",
 })  # fmt: skip
-# What torch's own tree has in C++ only.
+# What torch's own tree has in C++ only; that also fills the module torch itself.
 _COMPILED = ("torch._C.", "torch.ops.")
 
 
@@ -66,7 +66,7 @@ class Identifiers:
 
     def _pattern(self, word: str) -> Verdict:
         """An attribute in a `case Device(cuda=x)`."""
-        if self._known.defines(word) and word not in TORCHS:
+        if self._known.has_attribute(word) and word not in TORCHS:
             return Verdict(OWN_ATTRIBUTE, f"{word} is an attribute that this tree defines")
         return unknown(
             f"{word} is an attribute in a pattern, and this tree does not define it",
@@ -162,23 +162,24 @@ class Identifiers:
         if root == "torch" and not self._known.holds_torch:
             return unknown(
                 f"{qualified} is torch's, and no rule knows what other devices have for it",
-                "Read its documentation; if only CUDA has it, keep it behind a test of the device.",
+                "Read its documentation; if only <CUDA> has it, keep it behind a device's test.",
             )
         if isinstance(node.ctx, ast.Store):
             return Verdict(OWN_ATTRIBUTE, f"this line sets the attribute {node.attr} itself")
         owner = qualified.rpartition(".")[0]
-        if self._known.holds_torch and f"{owner}.".startswith(_COMPILED):
+        is_filled = owner == "torch" and not self._known.has_attribute(node.attr)
+        if self._known.holds_torch and (is_filled or f"{owner}.".startswith(_COMPILED)):
             return Verdict(MODULE, f"{node.attr} is of torch's compiled part, which goes with it")
         level = len(owner) - len(owner.lstrip("."))
         in_tree = level > 0 or self._known.has_prefix(owner)
         if in_tree:
-            if self._known.defines(node.attr):
+            if self._known.has_attribute(node.attr):
                 return Verdict(OWN_ATTRIBUTE, f"{node.attr} is defined by this tree's own {owner}")
             return unknown(
                 f"{node.attr} is read from this tree's {owner}, which does not define it",
                 "Look for a compiled extension or an import of all names behind that module.",
             )
-        if self._known.defines(node.attr) and node.attr not in TORCHS:
+        if self._known.has_attribute(node.attr) and node.attr not in TORCHS:
             return Verdict(OWN_ATTRIBUTE, f"{node.attr} is an attribute that this tree defines")
         return unknown(
             f"{qualified} belongs to the package {root}, which this tree does not hold",
@@ -202,7 +203,7 @@ class Identifiers:
         if self._known.has_option(name) and not is_called:
             return Verdict(OPTION, f"{name} is the value of a command-line option of this tree")
         could_be_torchs = name in TORCHS and (is_called or name.startswith("is_"))
-        if self._known.defines(name) and not could_be_torchs:
+        if self._known.has_attribute(name) and not could_be_torchs:
             return Verdict(OWN_ATTRIBUTE, f"{name} is an attribute that this tree defines")
         if self._known.has_key(name) and name not in TORCHS:
             return Verdict(KEY, f"{name} is a key of a dictionary that this file makes")
@@ -251,8 +252,10 @@ class Identifiers:
             )
         if function in ("set_defaults", "Argument") and self._known.has_option(name):
             return Verdict(OPTION, f"{name} is a command-line option of this tree")
-        if self._known.defines(name) or self._known.has_option(name):
-            return Verdict(OWN_NAME, f"{name} is an argument that a function of this tree takes")
+        if self._known.has_attribute(name) or self._known.has_option(name):
+            return Verdict(
+                OWN_NAME, f"{name} is an argument that a function or class of this tree takes"
+            )
         return unknown(
             f"{name} is an argument of {function or 'a function'}, which this tree does not define",
             "See the documentation of the function for what it takes on other devices.",
@@ -272,7 +275,7 @@ class Identifiers:
         if wanted.partition(".")[0] == "torch" and not level and not self._known.holds_torch:
             return unknown(
                 f"{word} is imported from {wanted}, of which no rule knows what other devices have",
-                "Import it where CUDA is used only, or find its counterpart in torch.accelerator.",
+                "Import it where <CUDA> is used only, or find its like in torch.accelerator.",
             )
         if self._known.has_module(wanted, level):
             dotted = f"{wanted}.{word}" if wanted else word
@@ -281,8 +284,14 @@ class Identifiers:
                     MODULE, f"{word} is imported from this tree's own {wanted or 'package'}"
                 )
         shown = "." * level + wanted
+        dotted = f"{shown}{word}" if shown.endswith(".") else f"{shown}.{word}"
+        through = self._module.project.through(self._module.path, dotted)
+        if listed and through is not None:
+            return Verdict(
+                MODULE, f"{word} comes from {through.home}, and is judged where it is used"
+            )
         return unknown(
             f"{word} is imported from {shown}, which is not among the files that were given",
             "If it is another package, see whether it runs on other devices; if it is compiled "
-            "from CUDA sources, it needs a replacement.",
+            "from <CUDA> sources, it needs a replacement.",
         )

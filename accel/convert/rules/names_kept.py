@@ -151,4 +151,11 @@ UNKNOWN = (
     "import os\n\nos.system('nvidia-smi')\n",
     "code = '__global__ void f() {}  // cuda'\n",
     "table = {'cuda': 1, 'cpu': 2}\n",
+    "def f(pt):\n    pt.cuda.synchronize()\n",
+    "def f(cuda):\n    return cuda.current_stream()\n",
+    "class A:\n    def __init__(self, torch, cuda):\n        self.torch = torch\n"
+    "        self.cuda = cuda\n\n    def f(self):\n        self.torch.cuda.empty_cache()\n",
+    "def f(read):\n    return read('device: cuda\\namp: true\\n')\n",
+    "def f(out):\n    return out == 'no CUDA device found'\n",
+    "import re\n\n\ndef f(out):\n    return re.search('CUDA Version: (.*)', out)\n",
 )

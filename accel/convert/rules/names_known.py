@@ -7,7 +7,7 @@ import posixpath
 from functools import cached_property
 
 from accel.convert.module import Module
-from accel.convert.project import option_names
+from accel.convert.project import field_names, option_names
 from accel.convert.rules.names_sinks import called
 
 # Attributes and parameters of torch's own objects that hold one of the words. A tree that defines
@@ -23,6 +23,8 @@ MAPPINGS = frozenset({
     "dict", "OrderedDict", "Namespace", "SimpleNamespace", "EasyDict", "edict", "ConfigDict",
     "AttrDict", "HParams", "CfgNode", "CN", "Box", "Munch",
 })  # fmt: skip
+# Files that torch's own folder has, and hardly another.
+_TORCH = frozenset({"nn.functional", "autograd.grad_mode", "cuda.graphs", "_tensor_str"})
 # Calls that give an object an attribute: the place of its name among the arguments.
 _GIVEN = {
     "register_buffer": 0, "register_parameter": 0, "register_module": 0, "add_module": 0,
@@ -60,6 +62,10 @@ class Known:
         return frozenset(name for node in self._module.all(ast.Call) for name in option_names(node))
 
     @cached_property
+    def _own_fields(self) -> frozenset[str]:
+        return frozenset(name for node in self._module.all(ast.Call) for name in field_names(node))
+
+    @cached_property
     def _keys(self) -> frozenset[str]:
         """Keys that this file's dictionaries are written with."""
         module = self._module
@@ -74,6 +80,11 @@ class Known:
         if name in self._own:
             return True
         return self._module.vendor.own(name) in self._project.names
+
+    def has_attribute(self, name: str) -> bool:
+        """As `defines`, or whether a class's body or a named tuple has an attribute of the name."""
+        own = self._module.vendor.own(name)
+        return self.defines(name) or name in self._own_fields or own in self._project.fields
 
     def has_class(self, name: str) -> bool:
         """Whether this file has a class of this name."""
@@ -90,7 +101,12 @@ class Known:
     @cached_property
     def holds_torch(self) -> bool:
         """Whether the tree is torch's own, so that its names are those of the tree."""
-        return "torch.nn.functional" in self._project.modules
+        return self._is_torch or "torch.nn.functional" in self._project.modules
+
+    @cached_property
+    def _is_torch(self) -> bool:
+        """Whether the tree's root is the folder of torch itself."""
+        return self._project.modules.keys() >= _TORCH
 
     def has_prefix(self, dotted: str) -> bool:
         """Whether a dotted name begins with a module of the tree."""
@@ -99,6 +115,8 @@ class Known:
 
     def has_module(self, dotted: str, level: int = 0) -> bool:
         """Whether a module of the import statement's name is a file or folder of the tree."""
+        if self._is_torch and not level and dotted.partition(".")[0] == "torch":
+            return dotted == "torch" or dotted.removeprefix("torch.") in self._project.packages
         folder = posixpath.dirname(self._module.path)
         for _ in range(level - 1):
             folder = posixpath.dirname(folder)

@@ -81,7 +81,8 @@ RULES = (
         name="text-for-people",
         title="Messages, help texts and other words for people",
         why="A string that is printed, logged, raised or shown as help selects no device. So does "
-        "none with blanks between words: no device or backend is spelled so.",
+        "none with blanks between words, since no device or backend is spelled so, unless the "
+        "program looks for it in another text, such as an error's message.",
         ascend="The text may say CUDA where an NPU works; rephrase it at leisure.",
         action="keep",
         effort="auto",

@@ -79,8 +79,8 @@ _ERROR = (
 )
 _SEARCHED = (
     "a text that another one is compared with or searched for: what it finds cannot be seen",
-    "If the other text comes from a tool, a driver or an error of CUDA's, other devices say it in "
-    "other words.",
+    "If the other text comes from a tool, a driver or an error of <CUDA>'s, other devices say it "
+    "in other words.",
 )
 _CONFIGURATION = (
     "a text in which a setting is the name of a device or backend",
@@ -169,7 +169,7 @@ class Strings:
         owner, _, leaf = name.rpartition(".")
         if PATTERN.fullmatch(leaf) or name.startswith("torch."):
             return False  # `cudart` may be a library, whatever else has that name
-        return self._known.defines(leaf) and (not owner or self._known.has_prefix(owner))
+        return self._known.has_attribute(leaf) and (not owner or self._known.has_prefix(owner))
 
     @cached_property
     def _choices(self) -> frozenset[str]:
@@ -189,7 +189,7 @@ class Strings:
             return unknown(*_ERROR)
         if _DISPATCH.fullmatch(stripped):
             return unknown(
-                f"{stripped!r} may be a key of torch's dispatcher, for operators on CUDA alone",
+                f"{stripped!r} may be a key of torch's dispatcher, for operators on <CUDA> alone",
                 "Register it for CompositeExplicitAutograd, or for the other devices as well.",
             )
         if stripped.startswith("torch."):
@@ -216,7 +216,7 @@ class Strings:
         return unknown(
             f"the string {shown!r} names something that this tree does not define",
             "If it is a name of this program's own, it may stay; if it selects something of "
-            "CUDA's, choose by the device that is there.",
+            "<CUDA>'s, choose by the device that is there.",
         )
 
 

@@ -33,10 +33,11 @@ def _use(module: Module, node: ast.expr) -> Finding | None:
     name = module.qualified(node)
     if name is None or name.startswith(("builtins.", "torch.")):
         return None
-    found = module.project.through(module.path, name)
+    # Of the other files their own words are known, which this one's tree has in CUDA's.
+    found = module.project.through(module.path, _in_other_words(module, name))
     if found is None:
         return None
-    known = module.vendor.canonical(found.name)
+    known = module.vendor.canonical(_in_other_words(module, found.name))
     if not _is_cudas(known) or not (found.is_part or _stays(known)):
         return None
     return module.flag(
@@ -44,6 +45,10 @@ def _use(module: Module, node: ast.expr) -> Finding | None:
         "Import torch in this file, write torch.cuda in full, and convert again.",
         subject=known,
     )  # fmt: skip
+
+
+def _in_other_words(module: Module, name: str) -> str:
+    return ".".join(module.vendor.own(part) for part in name.split("."))
 
 
 def _is_cudas(name: str) -> bool:
@@ -62,7 +67,8 @@ def _passed_on(module: Module) -> Iterator[Finding]:
     """Other names for torch.cuda that tell nothing: who imports them may not be looked at."""
     word = pattern(module.options.source)
     for name, binding in module.walk.module.names.items():
-        known = module.vendor.canonical(module.project.passed.get((module.path, name), ""))
+        passed = module.project.passed.get((module.path, name), "")
+        known = module.vendor.canonical(_in_other_words(module, passed))
         if known not in MODULES or word.search(name):
             continue
         place = _place(module, binding)

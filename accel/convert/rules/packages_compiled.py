@@ -11,6 +11,7 @@ from accel.convert.finding import Finding
 from accel.convert.module import Module
 from accel.convert.rules.packages_extensions import listed, name_of_function, plain_versions
 from accel.convert.rules.packages_imports import why_optional
+from accel.convert.rules.packages_plain import without
 from accel.convert.tables.packages import imported
 from accel.convert.tokens import pattern
 
@@ -71,6 +72,9 @@ def _sure(node: ast.ImportFrom) -> bool:
 def _from(module: Module, node: ast.ImportFrom) -> Iterator[Compiled]:
     # Names first: they are cheap to look at, and few are of this kind.
     parts = (node.module or "").split(".") if node.level else [(node.module or "").split(".")[0]]
+    if (node.module or "").rpartition(".")[2] == "_ext":
+        yield from _built(module, node)
+        return
     inside = node.level and "_ext" in module.path.split("/")  # files that a build writes
     if inside or any(part and (_USUAL.fullmatch(part) or _speaks(module, part)) for part in parts):
         base = _absolute(module, node)
@@ -86,6 +90,15 @@ def _from(module: Module, node: ast.ImportFrom) -> Iterator[Compiled]:
             whole = f"{base}.{alias.name}" if base else alias.name
             if base is not None and _is_folder(module, base) and not _is_python(module, whole):
                 yield Compiled(alias.name, (alias.asname or alias.name,), node)
+
+
+def _built(module: Module, node: ast.ImportFrom) -> Iterator[Compiled]:
+    """`from .._ext import roi_align`: a build writes Python files there that define nothing."""
+    for alias in node.names:
+        one = Compiled(f"_ext.{alias.name}", (alias.asname or alias.name,), node)
+        taken = {outer.attr for outer in _attributes(module, one)}
+        if not taken & module.project.names:
+            yield one
 
 
 def _speaks(module: Module, name: str) -> bool:
@@ -128,13 +141,18 @@ def _about(module: Module, one: Compiled) -> Finding:
     optional = why_optional(module, one.node)
     if optional:
         return module.keep(one.node, "ACC103", f"{what}; {optional}", subject=one.name)
-    users = sorted({name for use in _names(module, one) if (name := name_of_function(module, use))})
+    names = list(_names(module, one))
+    users = sorted({name for use in names if (name := name_of_function(module, use))})
     used = f"; used by {listed(users)}" if users else ""
     plain = plain_versions(module)
     advice = f"A plain version seems to be {listed(plain)}. " if plain else ""
+    said = without(module, one.node, names)
+    speaks = _speaks(module, module.text(one.node)) or any(
+        _speaks(module, outer.attr) for outer in _attributes(module, one)
+    )
     return module.flag(
-        one.node, "ACC103", f"{what}{used}", advice + _WAYS, effort="rewrite",
-        blocker=_speaks(module, module.text(one.node)), subject=one.name,
+        one.node, "ACC103", f"{what}{used}" + (f"; {said}" if said else ""), advice + _WAYS,
+        effort="rewrite", blocker=speaks and not said, subject=one.name,
     )  # fmt: skip
 
 
@@ -146,6 +164,14 @@ def _names(module: Module, one: Compiled) -> Iterator[ast.Name]:
                 yield node
 
 
+def _attributes(module: Module, one: Compiled) -> Iterator[ast.Attribute]:
+    """What is taken of it by name."""
+    for node in _names(module, one):
+        outer = module.parent(node)
+        if isinstance(outer, ast.Attribute):
+            yield outer
+
+
 def _uses(module: Module, one: Compiled) -> Iterator[Finding]:
     line = module.source.line_of(module.span(one.node).start)
     for node in _names(module, one):
@@ -154,6 +180,6 @@ def _uses(module: Module, one: Compiled) -> Iterator[Finding]:
             whole = outer
         if _speaks(module, module.text(whole)):
             yield module.keep(
-                whole, "ACC101", f"a part of {one.name}: see its import on line {line}",
+                whole, "ACC103", f"compiled code of {one.name}: see its import on line {line}",
                 subject=one.name,
             )  # fmt: skip

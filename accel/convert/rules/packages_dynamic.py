@@ -137,7 +137,7 @@ def _text(module: Module, call: ast.Call, function: str) -> Iterator[Finding]:
     text = module.constant(call.args[0])
     if isinstance(text, str) and _speaks(module, text):
         yield module.flag(
-            call, "ACC109", f"{function} of a text that names CUDA",
+            call, "ACC109", f"{function} of a text that names <CUDA>",
             "Write the code out, so that it can be converted.", subject=function,
         )  # fmt: skip
 
@@ -182,12 +182,12 @@ def _version(module: Module, node: ast.expr) -> Finding:
             name = outer.func.attr if isinstance(outer.func, ast.Attribute) else ""
             name = outer.func.id if isinstance(outer.func, ast.Name) else name
             if name in _PRINTERS:
-                return module.keep(node, "ACC107", "printed only; it is None where CUDA is not")
+                return module.keep(node, "ACC107", "printed only; it is None where <CUDA> is not")
         if isinstance(outer, ast.stmt):
             break
     return module.flag(
-        node, "ACC107", "torch.version.cuda is None in builds without CUDA",
-        "See what is decided by it: a feature of CUDA's keeps the check, anything else asks "
+        node, "ACC107", "torch.version.cuda is None in builds without <CUDA>",
+        "See what is decided by it: a feature of <CUDA>'s keeps the check, anything else asks "
         "accel.is_available().",
         subject="torch.version.cuda",
     )  # fmt: skip

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from accel.convert.finding import Finding
 from accel.convert.module import Module
 from accel.convert.rules.packages_imports import is_reference
+from accel.convert.rules.packages_plain import without
 from accel.convert.sweep.native import describe
 from accel.convert.tokens import pattern
 
@@ -38,18 +39,20 @@ _WAYS = (
 
 def find(module: Module) -> Iterator[Finding]:
     """Builds, libraries, and CUDA C++ in strings."""
-    built = set()
+    built: dict[ast.AST, Finding] = {}  # the strings that a build takes, with what is said of it
     for call in module.all(ast.Call):
         name = module.qualified(call.func) or ""
         if _builds(module, call, name):
-            built.add(call)
-            yield _build(module, call, name)
+            finding = _build(module, call, name)
+            built.update(dict.fromkeys(_constants(module, call), finding))
+            yield finding
         elif name in _LIBRARIES:
             yield from _library(module, call, name)
     for constant in module.all(ast.Constant):
-        is_source = isinstance(constant.value, str) and _SOURCE.search(constant.value)
-        if is_source and not any(outer in built for outer in module.ancestors(constant)):
-            yield from _source(module, constant)
+        if isinstance(constant.value, str) and _SOURCE.search(constant.value):
+            whole = built.get(constant)
+            if whole is None or not whole.span.contains(module.span(constant)):
+                yield from _source(module, constant, whole)
     yield from _imports(module)
     for node in module.all(ast.Attribute, ast.Name):
         if module.qualified(node) == f"{_EXTENSION}.CUDA_HOME" and is_reference(module, node):
@@ -82,9 +85,11 @@ def _build(module: Module, call: ast.Call, name: str) -> Finding:
     used = f"; used by {listed(users)}" if users else ""
     plain = plain_versions(module)
     advice = f"A plain version seems to be {listed(plain)}. " if plain else ""
+    said = without(module, call, _uses(module, call))
     return module.flag(
-        call, "ACC102", f"CUDA code is built here {_as(module, call)}{used}",
-        advice + _WAYS, effort="rewrite", blocker=True, subject=_name_of(module, call),
+        call, "ACC102", f"CUDA code is built here {_as(module, call)}{used}"
+        + (f"; {said}" if said else ""),
+        advice + _WAYS, effort="rewrite", blocker=not said, subject=_name_of(module, call),
     )  # fmt: skip
 
 
@@ -100,36 +105,44 @@ def _has_cuda(module: Module, call: ast.Call) -> bool:
 
 
 def _name_of(module: Module, call: ast.Call) -> str:
-    """The extension's name, where it is a constant; else the first words of the call."""
+    """The extension's name, where it is a constant; else the function that builds it for others."""
     given = [word.value for word in call.keywords if word.arg == "name"] or call.args[:1]
     value = module.constant(given[0]) if given else None
-    return value if isinstance(value, str) else module.text(call.func)
+    if isinstance(value, str):
+        return value
+    return name_of_function(module, call) or module.text(call.func)
 
 
 def _as(module: Module, call: ast.Call) -> str:
     name = _name_of(module, call)
-    return f"by {name}" if name == module.text(call.func) else f"as {name}"
+    is_known = name not in (module.text(call.func), name_of_function(module, call))
+    return f"as {name}" if is_known else f"by {module.text(call.func)}"
 
 
-def _users(module: Module, call: ast.Call) -> list[str]:
+def _users(module: Module, call: ast.AST) -> list[str]:
     """Functions of the file that use what the call gives."""
-    parent = module.parent(call)
-    names: set[str] = set()
-    if isinstance(parent, (ast.Assign, ast.AnnAssign, ast.NamedExpr)):
-        targets = parent.targets if isinstance(parent, ast.Assign) else [parent.target]
-        for target in targets:
-            if isinstance(target, ast.Name):
-                binding = module.scope(target).find(target.id)
-                uses = binding.uses if binding else []
-                names.update(name_of_function(module, use) for use in uses)
-            elif isinstance(target, ast.Attribute):
-                names.update(
-                    name_of_function(module, node)
-                    for node in module.all(ast.Attribute)
-                    if node.attr == target.attr and isinstance(node.ctx, ast.Load)
-                )
+    names = {name_of_function(module, use) for use in _uses(module, call)}
     own = name_of_function(module, call)
     return sorted(names - {"", own}) or ([own] if own else [])
+
+
+def _uses(module: Module, call: ast.AST) -> list[ast.AST]:
+    """Where the file reads the name that a call's result is assigned to."""
+    parent = module.parent(call)
+    if not isinstance(parent, (ast.Assign, ast.AnnAssign, ast.NamedExpr)):
+        return []
+    found: list[ast.AST] = []
+    for target in parent.targets if isinstance(parent, ast.Assign) else [parent.target]:
+        if isinstance(target, ast.Name):
+            binding = module.scope(target).find(target.id)
+            found += binding.uses if binding else []
+        elif isinstance(target, ast.Attribute):
+            found += (
+                node
+                for node in module.all(ast.Attribute)
+                if node.attr == target.attr and isinstance(node.ctx, ast.Load)
+            )
+    return found
 
 
 def name_of_function(module: Module, node: ast.AST) -> str:
@@ -163,16 +176,17 @@ def _library(module: Module, call: ast.Call, name: str) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _source(module: Module, constant: ast.Constant) -> Iterator[Finding]:
+def _source(module: Module, constant: ast.Constant, build: Finding | None) -> Iterator[Finding]:
     native = describe(str(constant.value))
     if not native.kernels and "\n" not in str(constant.value):
         return
     kernels = f": {listed(list(native.kernels))}" if native.kernels else ""
-    users = _users(module, constant)  # type: ignore[arg-type]
+    users = _users(module, constant)
     used = f"; used by {listed(users)}" if users else ""
+    subject = build.subject if build else listed(list(native.kernels)) or "CUDA C++"
     yield module.flag(
         constant, "ACC105", f"CUDA C++ in a string{kernels}{used}", _WAYS, effort="rewrite",
-        blocker=True, subject=listed(list(native.kernels)) or "CUDA C++",
+        blocker=build.blocker if build else True, subject=subject,
     )  # fmt: skip
 
 
@@ -184,12 +198,19 @@ def _imports(module: Module) -> Iterator[Finding]:
 
 def _strings(module: Module, node: ast.expr) -> list[str]:
     """All constant texts within an expression, through names."""
-    node = module.value_of(node)
     return [
         inner.value
-        for inner in ast.walk(node)
+        for inner in ast.walk(module.value_of(node))
         if isinstance(inner, ast.Constant) and isinstance(inner.value, str)
     ]
+
+
+def _constants(module: Module, call: ast.Call) -> Iterator[ast.Constant]:
+    """All constants of a call's arguments, through names."""
+    for argument in [*call.args, *(word.value for word in call.keywords)]:
+        for node in ast.walk(argument):
+            whole = module.value_of(node) if isinstance(node, ast.Name) else node
+            yield from (n for n in ast.walk(whole) if isinstance(n, ast.Constant))
 
 
 def listed(names: list[str]) -> str:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from accel.convert.finding import Edit, Finding, Span
+from accel.convert.keeping import is_commented, is_switched_off
 from accel.convert.module import Module
 from accel.convert.rules.functions_calls import brought
 from accel.convert.rules.functions_plan import is_moved
@@ -105,12 +106,16 @@ def _line_of_use(module: Module, alias: ast.alias, findings: Sequence[Finding]) 
     """The first line that goes on using an imported name, or what its import makes; 0 if none."""
     name = alias.asname or alias.name.partition(".")[0]
     edits = [edit for finding in findings for edit in finding.edits]
-    flagged = [finding.span for finding in findings if finding.action == "flag"]
+    staying = [
+        finding.span
+        for finding in findings
+        if finding.action == "flag" or is_commented(finding) or is_switched_off(finding)
+    ]
     uses: list[ast.expr | ast.stmt] = [
         use for use in module.all(ast.Name) if use.id == name and isinstance(use.ctx, ast.Load)
     ]
     uses += _made(module)
-    uses += [node for node in _bound(module) if any(f.contains(module.span(node)) for f in flagged)]
+    uses += [node for node, at in _bound(module) if any(span.contains(at) for span in staying)]
     lines = [use.lineno for use in uses if not _is_taken(module.span(use), edits)]
     return min(lines, default=0)
 
@@ -125,20 +130,20 @@ def _made(module: Module) -> Iterator[ast.expr]:
             yield name
 
 
-def _bound(module: Module) -> Iterator[ast.expr | ast.stmt]:
+def _bound(module: Module) -> Iterator[tuple[ast.expr | ast.stmt, Span]]:
     """What has a meaning with the package alone: `.npu()`, `"npu:0"`, an import of `torch.npu`."""
     for node in module.all(ast.Attribute):
         if node.attr in ("cuda", "is_cuda"):
-            yield node
+            yield node, module.attribute_span(node)
     for constant in module.all(ast.Constant):
         if isinstance(constant.value, str) and _BOUND.fullmatch(constant.value):
-            yield constant
+            yield constant, module.span(constant)
     for plain in module.all(ast.Import):
         if any(alias.name.startswith("torch.cuda") for alias in plain.names):
-            yield plain
+            yield plain, module.span(plain)
     for statement in module.all(ast.ImportFrom):
         if (statement.module or "").startswith(("torch.cuda", module.vendor.package)):
-            yield statement
+            yield statement, module.span(statement)
 
 
 def _is_taken(span: Span, edits: Sequence[Edit]) -> bool:

@@ -121,7 +121,7 @@ def _activity(module: Module, node: ast.Attribute) -> Finding:
     if edit:
         return module.edit(parent, "ACC055", "What can be recorded here.", *edit)
     return module.flag(
-        node, "ACC055", "It records CUDA's activity; other devices have members of their own.",
+        node, "ACC055", "It records <CUDA>'s activity; other devices have members of their own.",
         "Write accel.profiler_activities(), or accel.profiler_activities(cpu=False).",
         subject="profiler_activities",
     )  # fmt: skip
@@ -162,7 +162,7 @@ def _use_cuda(module: Module, item: ast.keyword) -> Finding:
     if isinstance(item.value, ast.Constant) and not item.value.value:
         return module.keep(item, "ACC056", "The profiler is asked for the CPU alone.")
     return module.flag(
-        item, "ACC056", "The older profiler records CUDA beside the CPU.", _PROFILE,
+        item, "ACC056", "The older profiler records <CUDA> beside the CPU.", _PROFILE,
         subject="use_cuda",
     )  # fmt: skip
 

@@ -49,7 +49,7 @@ def _handle(module: Module, node: ast.Attribute) -> Iterator[Finding]:
     if _is_made(module, node.value) and module.target.name == "accel":
         yield module.edit(
             node, "ACC052",
-            "The stream is torch's generic one, whose raw handle, for CUDA code, is native_handle.",
+            "The stream is torch's generic one; native_handle is its raw handle, for <CUDA> code.",
             Edit(module.attribute_span(node), ("native_handle",)),
             imports=frozenset(), effort="review", subject=node.attr,
         )  # fmt: skip
@@ -57,7 +57,7 @@ def _handle(module: Module, node: ast.Attribute) -> Iterator[Finding]:
     if node.attr in module.project.names or _is_stored(module, node.attr):
         return
     yield module.flag(
-        node, "ACC052", "It is a raw handle of the CUDA runtime, for code that is written in CUDA.",
+        node, "ACC052", "It is a raw handle of the <CUDA> runtime, for code that calls it.",
         f"{_AS_STREAM} and has it as native_handle; other devices' code wants their own.",
         subject=node.attr,
     )  # fmt: skip

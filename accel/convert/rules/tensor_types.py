@@ -53,7 +53,7 @@ def _string(module: Module, node: ast.Constant, dtype: str) -> Finding:
     if exact is not None and sink != "unknown":
         return _named(module, node, exact)
     torch, spelled = torch_name(module, node), module.target.function("tensor_type_name")
-    what = f"{node.value!r} is what tensor.type() returns on CUDA"
+    what = f"{node.value!r} is what tensor.type() returns on <CUDA>"
     if sink == "unknown" or torch is None or spelled is None:
         return module.flag(
             node, "ACC046", f"{what}, and where it goes cannot be told.",
@@ -82,7 +82,7 @@ def _named(module: Module, node: ast.Constant, exact: str) -> Finding:
     text, value = module.text(node), str(node.value)
     new = text.replace(value, exact) if value in text else repr(exact)
     return module.convert(
-        node, "ACC046", f"{value!r} is what tensor.type() returns on CUDA; {exact!r} there.", new
+        node, "ACC046", f"{value!r} is what tensor.type() returns on <CUDA>; {exact!r} there.", new
     )
 
 

@@ -71,8 +71,8 @@ def find(module: Module) -> Iterator[Finding]:
     rules = read(module.options.user_rules)
     if not rules:
         return
-    by_name = {rule.match: rule for rule in rules}
-    last_words = {rule.match.rpartition(".")[2] for rule in rules}
+    by_name = {module.vendor.known(rule.match): rule for rule in rules}
+    last_words = {name.rpartition(".")[2] for name in by_name}
     for attribute in module.all(ast.Attribute):
         if attribute.attr in last_words and isinstance(attribute.ctx, ast.Load):
             rule = by_name.get(module.qualified(attribute) or "")

@@ -28,6 +28,8 @@ _INCLUDE = re.compile(
     r"#\s*include\s*[<\"]([\w./]*(?:cuda|cudnn|cublas|nccl|THC|cub/)[\w./]*)[>\"]"
 )
 _SHOWN = 8  # names that a message lists
+# In the message of what is CUDA's, and yet stops nothing: it is optional, or has a plain version.
+WITHOUT = "the program runs without it"
 
 
 @dataclass(frozen=True)

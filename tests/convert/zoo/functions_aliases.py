@@ -32,7 +32,7 @@ def local():
 
 
 def shadowed(torch, gpu):
-    torch.cuda.synchronize()  # keep
+    torch.cuda.synchronize()  # flag
     gpu.synchronize()
     return nn.Linear(2, 2)
 
