@@ -130,6 +130,16 @@ def test_a_text_that_reaches_amp_through_a_variable(program, action) -> None:
     assert [f.action for f in calls] == [action]
 
 
+ONLY_AMP = [program for program, action in REACHED.items() if action == "flag"][:4]
+
+
+@pytest.mark.parametrize("program", ONLY_AMP)
+def test_a_text_that_reaches_nothing_but_amp_stays(program) -> None:
+    result = convert(f"import torch\n\n{program}")
+    assert result.after == result.before
+    assert [f.action for f in result.findings] == ["flag", "flag"]
+
+
 NANO = """import torch
 from contextlib import nullcontext
 device = 'cuda'
@@ -163,6 +173,7 @@ QUESTIONS = (
 def test_questions_about_cudas_autocast_are_for_a_human(question) -> None:
     found = [f for f in convert(f"import torch\n\nx = {question}\n").findings if f.rule == "ACC044"]
     assert [f.action for f in found] == ["flag"]
+    assert body(f"import torch\n\nx = {question}\n") == f"x = {question}"
     other = question.replace("'cuda'", "kind").replace("gpu_dtype()", "dtype(kind)")
     if other != question:
         assert not convert(f"import torch\n\nx = {other}\n").findings

@@ -290,6 +290,7 @@ def test_comments_keep_a_line() -> None:
         "# accel: keep\ntorch.cuda.synchronize()\n",
         "    \n# why # accel: keep[ACC020]\ntorch.cuda.synchronize()\n",
         "x = torch.cuda.current_device() + \\\n    1  # accel: keep\n",
+        "x = torch.ones(2)\nx.cuda(\n    non_blocking=True,\n)  # accel: keep[ACC001]\n",
     ],
 )
 def test_a_comment_may_stand_above_or_at_the_end_of_a_line_that_goes_on(body) -> None:
@@ -307,6 +308,7 @@ def test_a_comment_may_stand_above_or_at_the_end_of_a_line_that_goes_on(body) ->
         "x = 1  # accel: keep\ntorch.cuda.synchronize()\n",
         "# accel: keeping\ntorch.cuda.synchronize()\n",
         "# accel: keep\nx = 1\ntorch.cuda.synchronize()\n",
+        "if x:\n    torch.cuda.synchronize()\n    y = 1  # accel: keep\n",
     ],
 )
 def test_a_comment_speaks_for_no_other_line(body) -> None:

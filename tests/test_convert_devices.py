@@ -108,6 +108,7 @@ LINES = {
     # numbers
     "x.to(args.local_rank)": "x.to(accel.device(args.local_rank))",
     "model.to(0)": "model.to(accel.device(0))",
+    "device = 1\nfoo.to(device)": "foo.to(accel.device(device))",
     "x.to(0, non_blocking=True)": "x.to(accel.device(0), non_blocking=True)",
     "x.to(device=0)": "x.to(device=accel.device(0))",
     "x.to(0).unsqueeze(1)": "x.to(accel.device(0)).unsqueeze(1)",
@@ -209,6 +210,29 @@ def test_names_from_other_files_serve_as_evidence() -> None:
     assert b"b.cuda()" in result.after
     assert b"torch.ones(1).to(accel.device())" in result.after
     assert [f.line for f in result.findings if f.action == "flag"] == [5]
+
+
+def test_what_a_cuda_of_the_programs_own_moves_is_converted_within() -> None:
+    """So that it serves every device, while its callers keep calling it."""
+    program = (
+        "class Batch:\n    def __init__(self, x):\n        self.x, self.n = x, torch.ones(1)\n"
+        "    def cuda(self):\n        self.x = self.x.cuda()\n        return self\n"
+        "def put(batch, y: torch.Tensor):\n    return batch.cuda(), y.cuda()\n"
+    )
+    found = after(program)
+    assert "        self.x = self.x.to(accel.device())\n" in found
+    assert "    return batch.cuda(), y.to(accel.device())\n" in found
+
+
+def test_parts_that_may_move_themselves_are_left() -> None:
+    program = (
+        "class Part:\n    def cuda(self):\n        self.n += 1\n"
+        "class Batch:\n    def __init__(self, x):\n        self.x, self.n = x, 0\n"
+        "        self.y = torch.ones(1)\n"
+        "    def cuda(self):\n        self.x.cuda()\n        self.y = self.y.cuda()\n"
+    )
+    found = after(program)
+    assert "        self.x.cuda()\n        self.y = self.y.to(accel.device())\n" in found
 
 
 def test_a_function_of_another_file_is_no_method() -> None:

@@ -303,6 +303,11 @@ SHOWN = {
     "x.to(0)\nx.load_state_dict(s)": True,
     "a.x.to(0)\na.x.parameters()": True,
     "x.to(0)\ny = torch.cat(x)": True,
+    "def f(x):\n    x.to(0)\n    x.backward()": True,
+    "class A:\n    def f(self):\n        self.x = torch.ones(1).half()\n"
+    "        self.x = load()\n    def g(self):\n        self.x.to(0)": True,
+    "class A:\n    def f(self):\n        self.x.to(0)\n"
+    "class B:\n    def f(self):\n        self.x.detach()": False,
     "tokens(text, return_tensors='pt').to(0)": True,
     "def f(x):\n    x.to(0)": False,
     "def f(x: Arm):\n    x.to(0)": False,
@@ -315,7 +320,7 @@ SHOWN = {
 
 @pytest.mark.parametrize(("program", "answer"), SHOWN.items())
 def test_is_shown(program, answer) -> None:
-    names = "" if program.startswith(("x = ", "def")) else "x, a, b = get()\n"
+    names = "" if program.startswith(("x = ", "def", "class")) else "x, a, b = get()\n"
     module = module_of(f"import torch\nfrom torch import nn\n{names}{program}\n")
     (node,) = [node for node in module.all(ast.Attribute) if node.attr == "to"]
     assert is_shown(module, node.value) is answer

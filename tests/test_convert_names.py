@@ -295,6 +295,8 @@ def test_an_object_that_the_file_itself_makes_is_no_module() -> None:
         "found = re.compile('some CUDA words')",
         "found = out.startswith('CUDA is not here')",
         "found = 'some CUDA words' in out",
+        "found = out.split('CUDA Version is')",
+        "found = out in ('NVIDIA A100', 'NVIDIA H100')",
     ],
 )
 def test_a_text_that_is_searched_for_is_not_for_people(line) -> None:

@@ -5,7 +5,7 @@ import torch
 
 from accel.convert.engine import convert_source
 from accel.convert.options import Options
-from accel.convert.project import Project
+from accel.convert.project import Project, index
 
 
 def convert(program: str, project: Project | None = None, **options):
@@ -117,9 +117,16 @@ def test_methods_of_the_programs_own_are_called_as_before() -> None:
     exec(compile(result.after.decode(), "program.py", "exec"), scope)
 
 
+def test_a_question_about_an_imported_class_keeps_its_import() -> None:
+    program = "from torch.cuda import Stream\n\nx = type(s) is Stream\n"
+    result = convert(program)
+    assert result.after == result.before
+    assert "flag" in {f.action for f in result.findings}
+
+
 def test_a_method_of_another_file_is_for_a_human() -> None:
     program = "import torch\n\ndef f(batch):\n    return batch.pin_memory()\n"
-    project = Project(methods=frozenset({"pin_memory"}))
+    project = index({"batch.py": b"class B:\n    def pin_memory(self):\n        return self\n"})
     assert b"accel.pin_memory(batch)" in convert(program).after
     assert {f.action for f in convert(program, project).findings} == {"flag"}
 
@@ -144,6 +151,8 @@ def test_what_only_cudas_streams_have_is_for_a_human(program, action) -> None:
     actions = {f.action for f in found if f.rule == "ACC050"}
     assert actions - {"convert"} == {action} - {"convert", ""}
     assert not action or action in actions
+    if "type(s) i" in program or "issubclass" in program:
+        assert "accel" not in line(program)
 
 
 def test_streams_kept_in_attributes() -> None:

@@ -61,7 +61,7 @@ for wrong in ("toychip:1",):
         "[<accel toychip device toychip:0>, <accel cpu device cpu>] True 1",
         "Toy 3000 no 0 None True",
         "True",
-        "[('get', 0), ('set', [7]), ('seed', 3), ('seed', 3), ('seed', 5)]",
+        "[('get', 0), ('set', [7]), ('seed', 3), ('seed', 3), ('all', 5)]",
         "cpu",
         "True",
         "toychip:0",

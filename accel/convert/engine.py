@@ -75,8 +75,20 @@ def _said(error: Exception) -> str:
 
 def _restrained(findings: Sequence[Finding], module: Module) -> list[Finding]:
     marks = keeping.marks_of(module.source.utf8)
+    ends = _last_lines(module) if marks else None
     line_of = module.source.line_of
-    return [keeping.restrained(one, module.options, marks, line_of) for one in findings]
+    return [keeping.restrained(one, module.options, marks, line_of, ends) for one in findings]
+
+
+def _last_lines(module: Module) -> dict[int, int]:
+    """The last line of each line's statement: a comment behind a call's bracket is about it all."""
+    found: dict[int, int] = {}
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.stmt) and not hasattr(node, "body"):
+            span = module.span(node)
+            first, last = module.source.line_of(span.start), module.source.line_of(span.end)
+            found |= dict.fromkeys(range(first, last), last)
+    return found
 
 
 def _first_of_each(findings: Sequence[Finding]) -> list[Finding]:

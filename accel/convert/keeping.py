@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 
@@ -46,6 +46,10 @@ class Marks:
             at = bisect_right(starts, match.start()) - 1
             for row in _covered(lines, at, data[starts[at] : match.start()]):
                 self._by_line[row + 1].append(named)
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._by_line)
 
     def keep(self, rule: str, lines: Iterable[int]) -> bool:
         """Whether a comment keeps a place on one of these lines, from 1, from a rule."""
@@ -84,7 +88,11 @@ def marks_of(data: bytes) -> Marks:
 
 
 def restrained(
-    finding: Finding, options: Options, marks: Marks, line_of: Callable[[int], int]
+    finding: Finding,
+    options: Options,
+    marks: Marks,
+    line_of: Callable[[int], int],
+    ends: Mapping[int, int] | None = None,
 ) -> Finding:
     """A finding as the user wants it.
 
@@ -96,11 +104,13 @@ def restrained(
         options: Of the run.
         marks: The file's comments.
         line_of: The line, from 1, of a byte.
+        ends: The last line of the statement that a line is in, where that is another one.
     """
     if finding.action == "keep":
         return finding
     span = finding.span
     lines = {finding.line, line_of(span.start), line_of(max(span.start, span.end - 1))}
+    lines |= {ends[line] for line in lines if line in ends} if ends else set()
     if marks.keep(finding.rule, lines):
         return _kept(finding, COMMENTED)
     if finding.action == "convert" and not options.allows(finding.rule):

@@ -11,7 +11,9 @@ from functools import cached_property
 from accel.convert.reexports import Brought, Homes, Through, brought, passed_on, through
 
 # Methods that a class of the user's may define itself, so that a call is none of torch's.
-TELLING_METHODS = frozenset({"cuda", "npu", "musa", "mlu", "is_cuda", "to"})
+TELLING_METHODS = frozenset(
+    {"cuda", "npu", "musa", "mlu", "is_cuda", "to", "record_stream", "pin_memory"}
+)
 # Functions and methods that declare a command-line option: argparse's, optparse's, click's, absl's.
 OPTION_MAKERS = frozenset({
     "add_argument", "add_option", "option", "argument", "Option", "DEFINE_bool", "DEFINE_boolean",

@@ -250,13 +250,13 @@ def _key() -> _Key:
     """What the choice depends on."""
     # A plugin that takes torch's spare type makes itself known by this name.
     spare = torch._C._get_privateuse1_backend_name()
-    return (*[os.environ.get(name) or None for name in _DECIDING], spare)
+    return (*[os.environ.get(name) for name in _DECIDING], spare)
 
 
 def _chosen(key: _Key) -> _Choice:
     found: _Choice | None = _registry.selected.get(key)
     if found is None:
-        found = _registry.selected[key] = _select(key[0])
+        found = _registry.selected[key] = _select(key[0] or None)
     return found
 
 

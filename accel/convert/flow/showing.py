@@ -97,11 +97,11 @@ def _uses(module: Module, node: ast.expr) -> Iterator[ast.expr]:
         yield from binding.uses if binding is not None else ()
     elif isinstance(node, ast.Attribute):
         text, owner = module.text(node), module.class_of(node)
-        is_own = text.startswith("self.")
+        within = owner if text.startswith("self.") else None
         for other in module.all(ast.Attribute):
-            if other.attr == node.attr and module.text(other) == text:
-                if not is_own or module.class_of(other) is owner:
-                    yield other
+            is_same = other.attr == node.attr and module.text(other) == text
+            if is_same and (within is None or module.class_of(other) is within):
+                yield other
 
 
 def _is_use(module: Module, use: ast.expr) -> bool:

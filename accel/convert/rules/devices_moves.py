@@ -15,6 +15,7 @@ from accel.convert.flow.evidence import (
     method_of,
 )
 from accel.convert.flow.positions import is_location
+from accel.convert.flow.showing import is_shown
 from accel.convert.module import Module
 from accel.convert.rule import Example, Rule
 from accel.convert.rules.devices_imported import is_foreign, may_be_foreign
@@ -216,9 +217,23 @@ def _refusal(module: Module, receiver: ast.expr) -> str:
     known = is_tensor_or_module(module, receiver)
     if known is False:
         return "It is called on what is no tensor and no module."
-    if known is None and module.vendor.own("cuda") in module.project.methods:
+    if known or module.vendor.own("cuda") not in module.project.methods:
+        return ""
+    if not is_shown(module, receiver) and not _is_part(module, receiver):
         return "Classes of this program have a cuda() of their own, and this may be one."
     return ""
+
+
+def _is_part(module: Module, receiver: ast.expr) -> bool:
+    """Whether it is `self.x` within the only `cuda` of a program: what that moves is torch's.
+
+    In a program of several files the parts may be of another class that moves itself.
+    """
+    if not isinstance(receiver, ast.Attribute) or len(module.project.modules) > 1:
+        return False
+    own = [method for owner in module.all(ast.ClassDef) if (method := method_of(owner, "cuda"))]
+    is_self = isinstance(receiver.value, ast.Name) and receiver.value.id == "self"
+    return is_self and len(own) == 1 and module.function_of(receiver) is own[0]
 
 
 def _is_unbound(module: Module, receiver: ast.expr) -> bool:

@@ -18,6 +18,7 @@ from accel.convert.flow.options import destination
 from accel.convert.flow.positions import is_location, position
 from accel.convert.flow.showing import is_shown
 from accel.convert.module import Module
+from accel.convert.rules.amp_sources import sources
 from accel.convert.rules.devices_conditions import Choice, choice_of
 from accel.convert.rules.devices_rules import STRING_RULES
 from accel.convert.rules.devices_spelling import (
@@ -36,6 +37,11 @@ from accel.convert.rules.devices_spelling import (
 RULES = STRING_RULES
 OTHER_ACCELERATORS = frozenset({"xpu", "npu", "mps", "hpu", "mlu", "musa", "mtia", "hip", "xla"})
 _BUILT = ("cuda:", "cuda:%d", "cuda:%s", "cuda:{}", "cuda:{:d}", "cuda:{0}", "cuda:%i")
+# Whose device types other families look at.
+_OTHERS = (
+    "torch.amp.", "torch.autocast", "torch.random.", "torch.cuda.amp.", "torch.is_autocast_",
+    "torch.get_autocast_", "torch.set_autocast_",
+)  # fmt: skip
 _ADVICE = (
     "If it is a device, write accel.device(...), accel.device_str(...) or "
     "accel.default_device_type(); if not, add `# accel: keep`."
@@ -236,7 +242,7 @@ def _is_amp(module: Module, node: ast.AST) -> bool:
     parent = module.parent(node)
     outer = module.parent(parent) if isinstance(parent, ast.keyword) else parent
     name = module.qualified(outer.func) or "" if isinstance(outer, ast.Call) else ""
-    return name.startswith(("torch.amp.", "torch.autocast", "torch.random.", "torch.cuda.amp."))
+    return name.startswith(_OTHERS)
 
 
 def _is_attribute_name(module: Module, node: ast.AST, parent: ast.AST) -> bool:
@@ -324,6 +330,8 @@ def _is_own_object(module: Module, node: ast.expr) -> bool:
 
 def _stored(module: Module, node: ast.expr, place: Place, aim: Purpose) -> Iterator[Finding]:
     """A device's name that something holds first."""
+    if node in sources(module).only:
+        return  # `amp` flags it: for `cpu` it would be switched on
     rule = "ACC003" if isinstance(node, ast.Constant) else "ACC005"
     if aim.meaning == "device":
         parts = text_for(module, place)

@@ -14,6 +14,7 @@ from accel.convert.rules.functions_plan import is_moved
 from accel.convert.rules.functions_rules import RULES as RULES
 from accel.convert.rules.functions_table import MODULES, Known, lookup
 from accel.convert.rules.functions_uses import Refusal, spell
+from accel.convert.rules.streams_objects import is_asked_class
 from accel.convert.tokens import pattern
 
 
@@ -36,7 +37,7 @@ def find(module: Module) -> Iterator[Finding]:
 
 def _use(module: Module, node: ast.expr, known: Known) -> Finding | None:
     """A known name: converted, or flagged with the reason why not."""
-    if guards_available.is_kept(module, node):
+    if guards_available.is_kept(module, node) or is_asked_class(module, node):
         return None  # another family says why
     if chooses_module(module, node):
         return module.keep(

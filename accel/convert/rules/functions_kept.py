@@ -10,11 +10,14 @@ from accel.convert.rules import guards_available
 from accel.convert.rules.functions_guards import chooses_module
 from accel.convert.rules.functions_table import lookup
 from accel.convert.rules.functions_uses import Refusal, chain, spell
+from accel.convert.rules.streams_objects import is_asked_class
 
 
 def is_kept(module: Module, node: ast.AST) -> bool:
     """Whether a use stays: as a guard, by a comment, or because its rule is switched off."""
     if guards_available.is_kept(module, node) or chooses_module(module, node):
+        return True
+    if isinstance(node, ast.expr) and is_asked_class(module, node):
         return True
     if has_keep_comment(module, node):
         return True

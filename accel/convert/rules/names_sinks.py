@@ -52,6 +52,10 @@ _GATHERERS = frozenset({
 _SEARCHES = frozenset(
     {"startswith", "endswith", "find", "rfind", "index", "count", "search", "match", "fullmatch"}
 )
+# As these, with what is looked for first.
+_PARTERS = frozenset({
+    "partition", "removeprefix", "removesuffix", "replace", "rpartition", "rsplit", "split",
+})  # fmt: skip
 # Of `re`: what they look for comes first.
 _PATTERNS = frozenset({
     "compile", "findall", "finditer", "fullmatch", "match", "search", "split", "sub", "subn",
@@ -222,7 +226,9 @@ class Sinks:
             return "error"
         if name in _RAISED and position == 1:
             return "error"
-        if name in _SEARCHES or (qualified.startswith("re.") and name in _PATTERNS):
+        if name in _SEARCHES or (name in _PARTERS and position == 0):
+            return "search"
+        if qualified.startswith("re.") and name in _PATTERNS:
             return "search"
         if name in _FILES and position in (0, 1):
             return "path"

@@ -10,7 +10,7 @@ from accel.convert.module import Module
 from accel.convert.rule import Example, Rule
 from accel.convert.rules import operators_dtypes as dtypes
 from accel.convert.rules import operators_formats as formats
-from accel.convert.rules.operators_table import ELSEWHERE, METHODS, advice_for
+from accel.convert.rules.operators_table import ELSEWHERE, METHODS, advice_for, substitute
 from accel.convert.tables.operators import Row, Support, support
 
 _TABLES = "The vendor's tables say what was verified on each chip, by PyTorch release."
@@ -28,10 +28,10 @@ RULES = (
         why="A model that needs an operator that a chip lacks cannot be moved as it is, and it is "
         "better to know that before the work begins than at its end.",
         ascend=_TABLES + " A cross means that the operator is listed as unsupported, not that it "
-        "fails: try it. For the 950DT a cross counts only where the other chips have one too, "
+        "fails: try it. It is a blocker only where nothing is known to take its place. For the 950DT a cross counts only where the other chips have one too, "
         "since its column lists little yet.",
         action="flag",
-        effort="review",
+        effort="rewrite",
         examples=(_same("import torch\n\nspread, middle = torch.std_mean(x)\n"),),
         kept=(
             "import torch\n\nspread = torch.std(x)\n",
@@ -198,7 +198,11 @@ def _unsupported(table: Support, name: str) -> Row | None:
 
 def _listed(module: Module, node: ast.expr, row: Row) -> Finding:
     api = row.api.removesuffix(".forward")
-    return module.flag(node, "ACC090", row.describe(), advice_for(api), subject=api)
+    known = substitute(api)
+    said = row.describe() + ("" if known else "; nothing is known to take its place")
+    return module.flag(
+        node, "ACC090", said, advice_for(api), effort="rewrite", blocker=not known, subject=api
+    )
 
 
 def _checks(module: Module, call: ast.Call) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ _NATIVE, _BUILD, _IMPORT = ("ACC130", "ACC131"), "ACC102", "ACC103"
 _SCRIPTS = frozenset({"setup.py", "build.py"})
 # Builds ahead of a run: they say nothing about who needs what they make.
 _AHEAD = re.compile(r"[\w.]*[Ee]xtension\w*\s*\(")
+_SHOWN = 4  # lines that a message names
 _STATEMENT = re.compile(r"\s*(?:import|from)\s")
 
 
@@ -59,8 +60,8 @@ def linked(files: Sequence[FileResult]) -> tuple[FileResult, ...]:
     members = _members(files, real)
     changed: dict[int, Finding] = {}
     for one in builds:
-        if said := loaders.get(id(one.finding)):
-            changed[id(one.finding)] = _eased(one.finding, said)
+        if told := loaders.get(id(one.finding)):
+            changed[id(one.finding)] = _eased(one.finding, told)
     for name, places in members.items():
         said = _not_needed(places)
         for place in places:
@@ -208,22 +209,32 @@ def _nearest(path: str, builds: Sequence[_Place]) -> str:
 
 def _not_needed(places: Sequence[_Place]) -> str:
     """Why nothing stops without an extension; "" where something does, or nobody is known."""
-    users = list(_users(places))
-    if not users or not all(one.finding.action == "keep" or _is_without(one) for one in users):
+    users = [one for one in places if _needs(one)]
+    optional = [one for one in users if one.finding.action == "keep"]
+    guarded = [one for one in users if WITHOUT in one.finding.message]
+    if not users or len(optional) + len(guarded) < len(users):
         return ""
-    return f"{WITHOUT}: see {', '.join(dict.fromkeys(one.line for one in users))}"
+    if guarded:
+        return f"{WITHOUT}: see {_lines(guarded + optional)}"
+    calls = [
+        one
+        for one in places
+        if one.finding.rule == _IMPORT and one.finding.action == "keep" and one not in users
+    ]
+    used = f"; it is used at {_lines(calls)}" if calls else ""
+    return f"the program starts without it, for its import is optional: {_lines(optional)}{used}"
 
 
-def _is_without(one: _Place) -> bool:
-    return WITHOUT in one.finding.message
+def _lines(places: Sequence[_Place]) -> str:
+    lines = list(dict.fromkeys(one.line for one in places))
+    more = len(lines) - _SHOWN
+    return ", ".join(lines[:_SHOWN]) + (f" and {more} more lines" if more > 0 else "")
 
 
-def _users(places: Sequence[_Place]) -> Iterator[_Place]:
-    """Imports of an extension, and builds that happen when the program runs."""
-    for one in places:
-        if one.file.language != _PYTHON:
-            continue
-        if one.finding.rule == _BUILD and not _AHEAD.match(one.text):
-            yield one
-        elif one.finding.rule == _IMPORT and _STATEMENT.match(one.text):
-            yield one
+def _needs(one: _Place) -> bool:
+    """Whether it is an import of an extension, or a build that happens when the program runs."""
+    if one.file.language != _PYTHON:
+        return False
+    if one.finding.rule == _BUILD:
+        return _AHEAD.match(one.text) is None
+    return one.finding.rule == _IMPORT and _STATEMENT.match(one.text) is not None
