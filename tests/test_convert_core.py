@@ -9,7 +9,6 @@ from accel.convert import engine, ledger, tokens
 from accel.convert.edits import ConflictError, apply
 from accel.convert.engine import convert_source
 from accel.convert.finding import Edit, Finding, Span
-from accel.convert.keeping import is_switched_off
 from accel.convert.module import Module
 from accel.convert.options import Options
 from accel.convert.project import index
@@ -272,63 +271,6 @@ def test_a_name_of_the_file_is_not_taken() -> None:
     result = convert(b"import torch\naccel = 3\ntorch.cuda.synchronize()\n")
     assert b"import accel as accel_torch\n" in result.after
     assert b"accel_torch.synchronize()" in result.after
-
-
-def test_comments_keep_a_line() -> None:
-    for comment in ("# accel: keep", "#accel:keep[ACC020]", "# why # accel: keep[ACC001, ACC020]"):
-        text = f"import torch\ntorch.cuda.synchronize()  {comment}\n"
-        result = convert(text.encode())
-        assert result.after.decode() == text
-        assert {entry.action for entry in result.ledger} == {"keep"}
-    other = b"import torch\ntorch.cuda.synchronize()  # accel: keep[ACC001]\n"
-    assert convert(other).is_changed
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        "# accel: keep\ntorch.cuda.synchronize()\n",
-        "    \n# why # accel: keep[ACC020]\ntorch.cuda.synchronize()\n",
-        "x = torch.cuda.current_device() + \\\n    1  # accel: keep\n",
-        "x = torch.ones(2)\nx.cuda(\n    non_blocking=True,\n)  # accel: keep[ACC001]\n",
-    ],
-)
-def test_a_comment_may_stand_above_or_at_the_end_of_a_line_that_goes_on(body) -> None:
-    text = f"import torch\n{body}"
-    result = convert(text.encode())
-    assert result.after.decode() == text
-    assert {f.message for f in result.findings} == {"a comment says to keep it"}
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        "# accel: keep\n\ntorch.cuda.synchronize()\n",
-        "# accel: keep[ACC001]\ntorch.cuda.synchronize()\n",
-        "x = 1  # accel: keep\ntorch.cuda.synchronize()\n",
-        "# accel: keeping\ntorch.cuda.synchronize()\n",
-        "# accel: keep\nx = 1\ntorch.cuda.synchronize()\n",
-        "if x:\n    torch.cuda.synchronize()\n    y = 1  # accel: keep\n",
-    ],
-)
-def test_a_comment_speaks_for_no_other_line(body) -> None:
-    assert b"accel.synchronize()" in convert(f"import torch\n{body}".encode()).after
-
-
-def test_a_rule_that_is_switched_off_flags_all_the_same() -> None:
-    text = "import torch\nm = torch.nn.DataParallel(m)\ntorch.cuda.nothing_known()\n"
-    plain = convert(text.encode()).findings
-    assert {f.action for f in plain} == {"flag"}
-    for options in ({"ignore": ("ACC",)}, {"select": ("ACC001",)}):
-        assert convert(text.encode(), **options).findings == plain
-    off = convert(SYNC.encode(), ignore=("ACC020",)).findings
-    assert [is_switched_off(f) for f in off] == [True]
-
-
-def test_a_comment_settles_what_was_flagged() -> None:
-    text = "import torch\ntorch.cuda.nothing_known()  # accel: keep\n"
-    assert {finding.action for finding in convert(text.encode()).findings} == {"keep"}
-    assert "flag" in {f.action for f in convert(text.replace("accel", "a").encode()).findings}
 
 
 def test_rules_can_be_chosen() -> None:

@@ -30,6 +30,11 @@ LINES = {
     "a = 'cuda' in str(device)": "a = accel.is_accelerator(device)",
     "a = 'cuda' not in device": "a = not accel.is_accelerator(device)",
     "a = device.startswith('cuda')": "a = accel.is_accelerator(device)",
+    "a = device.startswith('cuda:')": 'a = accel.is_accelerator(device) and ":" in device',
+    "a = 'cuda:' not in str(device)": (
+        'a = not (accel.is_accelerator(device) and ":" in str(device))'
+    ),
+    "a = b or 'cuda:' in device": 'a = b or (accel.is_accelerator(device) and ":" in device)',
     "a = device_type == 'cuda' and b": "a = accel.is_accelerator(device_type) and b",
     "a = device.type in ('cuda',)": "a = accel.is_accelerator(device)",
     "device_type = cfg.get('t')\na = device_type == 'cuda'": (
@@ -364,6 +369,9 @@ NEGATIVES = [
     "if device == b == 'cuda':\n    pass",
     "if line.startswith(('cuda', 'gpu')):\n    pass",
     "a = device == 'cuda:1'",
+    "a = 'cuda:0' in device",
+    "a = device.startswith('cuda:1')",
+    "a = next_device().startswith('cuda:')",
     "a = device == 'cuda'",
     "a = args.device == 'cuda'",
     "a = x.device != 'cuda'",

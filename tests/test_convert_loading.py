@@ -128,3 +128,13 @@ def test_a_location_works_wherever_it_is_handed_to(location, through) -> None:
     names: dict[str, torch.Tensor] = {}
     exec(result.after, names)
     assert names["x"].tolist() == [1.0, 1.0]
+
+
+def test_a_variable_that_is_a_part_of_itself() -> None:
+    text = (
+        "import torch\nstate = torch.load(p)\nstate = state['model']\nother = state['x']\n"
+        "state = other['y']\nnet.load_state_dict(state)\n"
+    )
+    result = convert_source(text.encode(), "program.py", Options())
+    assert result.error == ""
+    assert {f.action for f in result.findings if f.rule == "ACC072"} == {"flag"}

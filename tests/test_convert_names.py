@@ -342,3 +342,11 @@ def test_torch_s_own_folder_is_known(root) -> None:
     program = "from torch.a import cuda_x\nimport torch\ntorch.cudnn_affine(1)\n"
     assert {a for _, a in said(program, "", files)} == {"keep"}
     assert {a for _, a in said(program, "", {"a.py": ""})} == {"flag"}
+
+
+def test_nvidia_s_package_is_not_a_folder_of_the_tree() -> None:
+    program = "import cuda.bindings\nprint(cuda.bindings.run.cudaDone, cuda.ops.Done.cudaDone)\n"
+    files = {"lib/cuda/ops.py": "class Done:\n    cudaDone = 1\n"}
+    reasons = {(e.reason.split()[0], e.action) for e in entries(program, "print", files)}
+    assert ("cuda.bindings.run.cudaDone", "flag") in reasons
+    assert ("cudaDone", "keep") in reasons

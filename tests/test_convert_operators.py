@@ -4,7 +4,7 @@ import pytest
 
 from accel.convert.module import Module
 from accel.convert.options import Options
-from accel.convert.rules import operators
+from accel.convert.rules import operators, operators_table
 from accel.convert.source import Source
 
 
@@ -54,6 +54,40 @@ def test_an_unsupported_operator_under_any_name(program) -> None:
     found = findings(program + "\n")
     assert [f.rule for f in found] == ["ACC090"]
     assert "listed as unsupported for A2 in the tables of PyTorch" in found[0].message
+
+
+def test_an_operator_with_a_substitute_is_work() -> None:
+    (found,) = findings("import torch\ny = torch.unique_consecutive(x)\n")
+    assert (found.effort, found.blocker) == ("rewrite", False)
+    assert found.advice.startswith("Compare each element with the one before it")
+    (found,) = findings("from torch import nn\nlayer = nn.MaxPool3d(2)\n")
+    assert (found.blocker, found.advice.startswith("Pool the last two dimensions")) == (False, True)
+
+
+def test_an_operator_without_one_is_a_blocker() -> None:
+    program = (
+        "from torch.distributed.optim import DistributedOptimizer\no = DistributedOptimizer()\n"
+    )
+    found = findings(program)
+    assert [(f.rule, f.effort, f.blocker) for f in found] == [("ACC090", "rewrite", True)]
+    assert found[0].message.endswith("; nothing is known to take its place")
+
+
+@pytest.mark.parametrize(
+    ("api", "start"),
+    [
+        ("torch.nn.RNN", "Use torch.nn.GRU"),
+        ("torch.func.vmap", "Write the derivative"),
+        ("torch.func.replace_all_batch_norm_modules_", "Build the model with GroupNorm"),
+        ("torch.optim.Adam.step", "torch.optim.AdamW"),
+        ("torch.optim.LBFGS.step", "Its step is arithmetic"),
+        ("torch.nn.Linear", ""),
+    ],
+)
+def test_substitutes_by_name_or_by_the_longest_prefix(api, start) -> None:
+    known = operators_table.substitute(api)
+    assert known.startswith(start)
+    assert bool(known) is bool(start)
 
 
 @pytest.mark.parametrize(
@@ -224,3 +258,63 @@ def test_a_memory_format_that_the_chip_refuses(body, count) -> None:
 def test_files_for_other_platforms_and_without_torch_say_nothing() -> None:
     assert findings("x = y.double()\n") == []
     assert findings("import torch\nx = y.double()\n", source="npu") == []
+
+
+# --- substitutes: what the advice says computes the same ---------------------------------------
+
+
+def test_pooling_in_steps_and_by_bins() -> None:
+    torch = pytest.importorskip("torch")
+    functional = torch.nn.functional
+    x = torch.randn(1, 2, 6, 6, 6, generator=torch.Generator().manual_seed(0))
+    for pool in (functional.max_pool3d, functional.avg_pool3d):
+        torch.testing.assert_close(pool(pool(x, (1, 2, 2)), (2, 1, 1)), pool(x, 2))
+    row = x[0, :, 0, 0, :5]
+    bins = [(i * 5 // 3, -(-(i + 1) * 5 // 3)) for i in range(3)]
+    parts = torch.stack([row[:, start:end].amax(1) for start, end in bins], 1)
+    assert torch.equal(parts, functional.adaptive_max_pool1d(row, 3))
+    values, indices = functional.max_pool3d(x, 2, return_indices=True)
+    flat = torch.zeros(1, 2, 216).scatter(2, indices.flatten(2), values.flatten(2))
+    assert torch.equal(flat.view_as(x), functional.max_unpool3d(values, indices, 2))
+
+
+def test_padding_the_depth_by_its_own_indexes() -> None:
+    torch = pytest.importorskip("torch")
+    pad = torch.nn.functional.pad
+    x = torch.randn(1, 1, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    for mode, indexes in (("reflect", [1, 0, 1, 2, 1]), ("replicate", [0, 0, 1, 2, 2])):
+        flat = pad(x[0], (1, 1, 1, 1), mode=mode)[None]
+        whole = pad(x, (1,) * 6, mode=mode)
+        assert torch.equal(flat.index_select(2, torch.tensor(indexes)), whole)
+
+
+def test_losses_and_transforms_that_are_written_out() -> None:
+    torch = pytest.importorskip("torch")
+    functional = torch.nn.functional
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    goal = (x.flip(0) > 0).float()
+    torch.testing.assert_close(
+        functional.multilabel_soft_margin_loss(x, goal),
+        functional.binary_cross_entropy_with_logits(x, goal),
+    )
+    torch.testing.assert_close(torch.fft.ihfftn(x), torch.fft.rfftn(x, norm="forward").conj())
+    labels = torch.tensor([2, 0, -1, 1, 1, 1])
+    ours = sum(
+        (1 - (x[0][label] - x[0][other])).clamp(min=0)
+        for label in (2, 0) for other in (1, 3, 4, 5)
+    ) / 6  # fmt: skip
+    torch.testing.assert_close(functional.multilabel_margin_loss(x[0], labels), ours)
+
+
+def test_adam_is_adamw_without_decay() -> None:
+    torch = pytest.importorskip("torch")
+    weights = torch.nn.Parameter(torch.ones(3))
+    other = torch.nn.Parameter(torch.ones(3))
+    one = torch.optim.Adam([weights], lr=0.1, weight_decay=0)
+    two = torch.optim.AdamW([other], lr=0.1, weight_decay=0)
+    for _ in range(3):
+        for parameter, optimizer in ((weights, one), (other, two)):
+            optimizer.zero_grad()
+            (parameter**2).sum().backward()
+            optimizer.step()
+    assert torch.equal(weights, other)

@@ -282,7 +282,7 @@ def test_another_device_than_asked_for_is_said_once(caplog):
         ("cpu", False), ("meta", False), (torch.device("meta"), False), (0, False), ("", False),
         ("cuda_runs/best.pt", False), ("cuda:", False), ("cuda:x", False), ("mycuda", False),
         ("auto", False), ("cuda:0,1", True), ("npu:0,1,2", True), ("cuda:0,", False),
-        ("cpu:0,1", False), ("cuda:,1", False), ("", False),
+        ("cpu:0,1", False), ("cuda:,1", False),
     ],
 )  # fmt: skip
 def test_which_names_are_accelerators(device, expected):

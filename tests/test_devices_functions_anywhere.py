@@ -6,6 +6,9 @@ import contextlib
 import io
 import logging
 import os
+import subprocess
+import sys
+import textwrap
 
 import pytest
 import torch
@@ -95,6 +98,59 @@ def test_another_device_in_a_block(accelerator):
     assert functions.can_device_access_peer(0, 1) == vendor(other).can_device_access_peer(0, 1)
     with pytest.raises(accel.DeviceError, match="is not here"):
         functions.device(accelerator.count())
+
+
+def test_questions_start_no_runtime_and_the_rank_waits_for_its_start(accelerator):
+    code = """
+        import torch
+        from accel.devices import functions as accel
+        print(accel.default_device_type(), accel.device_count(), accel.is_available())
+        accel.manual_seed(3)
+        print(accel.device(), accel.is_initialized())
+        place = torch.ones(1, device=accel.default_device_type()).device
+        print(place == accel.device(), place, accel.is_initialized(), accel.initial_seed())
+        with torch.accelerator.device_index(0):
+            print(accel.current_device_index())
+    """
+    if not hasattr(vendor(accelerator), "_lazy_call"):
+        pytest.skip("its runtime has no queue for its start")
+    last, kind = accelerator.count() - 1, accelerator.torch_type
+    result = subprocess.run(  # with this process's own path: it may be that of a simulated chip
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "ACCEL_DEVICE": accelerator.family, "LOCAL_RANK": str(last)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == [
+        f"{kind} {last + 1} True",
+        f"{kind}:{last} False",
+        f"True {kind}:{last} True 3",
+        "0",
+    ]
+
+
+def test_forked_processes_may_ask_and_seed(accelerator):
+    """What a worker of a DataLoader does after the parent has used the device."""
+    torch.ones(1, device=accelerator.torch_device)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            functions.manual_seed(1)
+            functions.manual_seed_all(1)
+            answers = functions.is_available(), functions.device_count(), functions.device()
+            os.write(writer, repr(answers).encode())
+        except BaseException as error:  # into the answer, for the parent to show
+            os.write(writer, repr(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    answer = os.read(reader, 4096).decode()
+    os.close(reader)
+    os.waitpid(child, 0)
+    assert answer == repr((True, accelerator.count(), accelerator.torch_device))
 
 
 # --- memory ------------------------------------------------------------------------------------

@@ -95,8 +95,7 @@ def _is_call(module: Module, node: ast.expr) -> bool:
 def _converted(
     module: Module, node: ast.expr, name: str, generic: Generic, found: Use
 ) -> Iterator[Finding]:
-    caution = module.target.warnings.get(generic.function, "")
-    message = f"{generic.function} follows the device that is here. {caution}".rstrip()
+    message = f"{generic.function} follows the device that is here."
     if isinstance(node, ast.Name) and is_moved(module, node):
         if found.edits:
             yield module.edit(

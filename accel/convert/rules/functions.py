@@ -52,11 +52,11 @@ def _use(module: Module, node: ast.expr, known: Known) -> Finding | None:
         )  # fmt: skip
     if spelled.edit is not None:
         return module.edit(
-            node, known.rule, _message(module, known), spelled.edit, imports=spelled.imports,
+            node, known.rule, _message(known), spelled.edit, imports=spelled.imports,
             subject=module.qualified(node) or "",
         )  # fmt: skip
     return module.convert(
-        node, known.rule, _message(module, known), spelled.text, imports=spelled.imports,
+        node, known.rule, _message(known), spelled.text, imports=spelled.imports,
         subject=module.qualified(node) or "",
     )  # fmt: skip
 
@@ -73,13 +73,11 @@ def _whole(module: Module, node: ast.expr) -> ast.expr:
     return node
 
 
-def _message(module: Module, known: Known) -> str:
-    caution = module.target.warnings.get(known.function, "")
-    text = {
+def _message(known: Known) -> str:
+    return {
         "type": "The tensor class is that of the device which is here.",
         "torch": f"torch.{known.function} is raised by every device.",
     }.get(known.kind, f"{known.function} acts on the device that is here.")
-    return f"{text} {caution}".rstrip()
 
 
 def _name(module: Module, use: ast.Name) -> Iterator[Finding]:

@@ -116,7 +116,34 @@ def _within(
 ) -> Finding:
     """`'cuda' in text`: text is a device's name, or a table or a longer text."""
     kept = _kept(module, node, literal, other)
-    return kept if kept is not None else _question(module, node, other, negated)
+    return kept if kept is not None else _begins(module, node, literal, other, negated)
+
+
+def _begins(
+    module: Module, node: ast.expr, literal: ast.expr, text: ast.expr, negated: bool
+) -> Finding:
+    """Whether a device's name has `cuda`, `cuda:` or `cuda:0` in it; each asks another thing."""
+    value = literal.value if isinstance(literal, ast.Constant) else "cuda"
+    if value == "cuda":
+        return _question(module, node, text, negated)
+    parts = ask(module, text)
+    if value != "cuda:" or parts is None or not _is_still(module, text):
+        return module.flag(literal, "ACC032", COMPARED, COMPARED_ADVICE)
+    message = "It asks whether the device is an accelerator with a number."
+    is_alone = isinstance(module.parent(node), (ast.If, ast.While, ast.Assign, ast.Return))
+    before, after = ("", "") if is_alone else ("(", ")")
+    if negated:
+        before, after = ("not (", ")") if is_alone else ("(not (", "))")
+    return converted(module, node, "ACC031", message, before, *parts, ' and ":" in ', text, after)
+
+
+def _is_still(module: Module, node: ast.expr) -> bool:
+    """Whether an expression may be computed twice: a name, an attribute, or str() of these."""
+    if isinstance(node, ast.Call) and module.qualified(node.func) == "builtins.str" and node.args:
+        node = node.args[0]
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return isinstance(node, ast.Name)
 
 
 def _among(
@@ -176,7 +203,7 @@ def _method(module: Module, node: ast.Call, func: ast.Attribute) -> Iterator[Fin
     if func.attr == "startswith":
         if _is_cuda(module, first):
             kept = _kept(module, node, first, func.value)
-            yield kept if kept is not None else _question(module, node, func.value, False)
+            yield kept or _begins(module, node, first, func.value, False)
         elif isinstance(first, ast.Tuple) and any(_is_cuda(module, item) for item in first.elts):
             yield module.flag(node, "ACC031", "Several kinds of devices begin so.", _ADVICE)
     elif func.attr in _PARSE and _is_cuda(module, first):

@@ -112,9 +112,20 @@ def _is_harmless(module: Module, sink: Sink) -> bool:
     return all(
         isinstance(one, ast.Expr)
         and isinstance(one.value, ast.Call)
-        and (module.qualified(one.value.func) or "").rpartition(".")[2] in _SEEDS
+        and _name(module, one.value.func) in _SEEDS
         for one in body
     )
+
+
+def _name(module: Module, function: ast.expr) -> str:
+    """A function's last word; also where it is the device module's, as the target torch has it."""
+    if (
+        isinstance(function, ast.Attribute)
+        and isinstance(function.value, ast.Call)
+        and module.qualified(function.value.func) == "torch.get_device_module"
+    ):
+        return function.attr
+    return (module.qualified(function) or "").rpartition(".")[2]
 
 
 def _otherwise(module: Module, test: ast.Compare) -> list[ast.AST] | None:

@@ -11,6 +11,7 @@ from accel.convert.rules.loading_numbers import is_number
 _STATE = frozenset({"load_state_dict", "load_params", "_load_state_dict"})
 _NOT_MOVED = re.compile(r"rng|random|seed", re.IGNORECASE)  # keys of what stays on a CPU
 _ON_CPU = re.compile(r"rng|sampler|loader", re.IGNORECASE)  # names of objects that hold such
+_DEEPEST = 8  # parts of parts that are followed
 _ASSIGN = 2  # the place of `assign` in Module.load_state_dict
 
 
@@ -23,7 +24,7 @@ def feeds_state(module: Module, load: ast.Call) -> bool:
     uses = _uses(module, load)
     if not uses:
         return False
-    kinds = [_kind(module, use) for use in uses]
+    kinds = [_kind(module, use, 0) for use in uses]
     return "state" in kinds and "other" not in kinds
 
 
@@ -42,7 +43,7 @@ def _uses(module: Module, node: ast.expr) -> list[ast.expr]:
     return [node]
 
 
-def _kind(module: Module, node: ast.expr) -> str:
+def _kind(module: Module, node: ast.expr, depth: int) -> str:
     """`state`, `plain` (only read, for a number or a name) or `other`."""
     parent = module.parent(node)
     if isinstance(parent, ast.Call) and node in parent.args:
@@ -52,7 +53,7 @@ def _kind(module: Module, node: ast.expr) -> str:
         return "plain" if name.startswith(("builtins.print", "builtins.len", "gc.")) else "other"
     key = _key(parent, node)
     if key is not None:
-        return _of_part(module, parent, key)
+        return _of_part(module, parent, key, depth)
     if isinstance(parent, ast.Compare):
         return "plain"
     if isinstance(parent, (ast.Delete, ast.Expr)):
@@ -62,10 +63,10 @@ def _kind(module: Module, node: ast.expr) -> str:
         if parent.attr == "keys":
             return "plain"
         if parent.attr == "items":
-            return _filtered(module, outer)
+            return _filtered(module, outer, depth)
         first = outer.args[0] if isinstance(outer, ast.Call) and outer.args else None
         text = str(first.value) if isinstance(first, ast.Constant) else ""
-        return _of_part(module, outer, text) if first is not None else "other"
+        return _of_part(module, outer, text, depth) if first is not None else "other"
     return "other"
 
 
@@ -81,18 +82,20 @@ def _takes_state(module: Module, call: ast.Call) -> bool:
     return _ON_CPU.search(module.text(func.value)) is None
 
 
-def _filtered(module: Module, items: ast.AST) -> str:
+def _filtered(module: Module, items: ast.AST, depth: int) -> str:
     """`{k: v for k, v in state.items() if …}`, which is a state again."""
     loop = module.parent(items)
     whole = module.parent(loop) if isinstance(loop, ast.comprehension) else None
     if not isinstance(whole, ast.DictComp) or not isinstance(whole.value, ast.Name):
         return "other"
-    return _as_state(module, whole)
+    return _as_state(module, whole, depth)
 
 
-def _as_state(module: Module, node: ast.expr) -> str:
+def _as_state(module: Module, node: ast.expr, depth: int) -> str:
     """`state` for what is only put into a module, itself or through a variable."""
-    kinds = {_kind(module, use) for use in _uses(module, node)}
+    if depth == _DEEPEST:  # `state = state["model"]` reads what it gives
+        return "other"
+    kinds = {_kind(module, use, depth + 1) for use in _uses(module, node)}
     return "state" if kinds <= {"state", "plain"} and "state" in kinds else "other"
 
 
@@ -104,11 +107,11 @@ def _key(parent: ast.AST, node: ast.expr) -> str | None:
     return None
 
 
-def _of_part(module: Module, part: ast.AST, key: str) -> str:
+def _of_part(module: Module, part: ast.AST, key: str, depth: int) -> str:
     """What becomes of one entry of a checkpoint."""
     if _NOT_MOVED.search(key) or not isinstance(part, ast.expr):
         return "other"
-    state = _as_state(module, part)
+    state = _as_state(module, part, depth)
     if state == "state":
         return state
     return "plain" if is_number(module, part, key) else "other"

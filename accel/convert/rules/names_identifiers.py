@@ -18,6 +18,7 @@ from accel.convert.rules.names_verdict import (
     unknown,
 )
 from accel.convert.scopes import Binding
+from accel.convert.tokens import PATTERN
 
 # Packages whose objects hold the attributes that a program gives them.
 _CONTAINERS = frozenset({
@@ -172,19 +173,28 @@ class Identifiers:
             return Verdict(MODULE, f"{node.attr} is of torch's compiled part, which goes with it")
         level = len(owner) - len(owner.lstrip("."))
         in_tree = level > 0 or self._known.has_prefix(owner)
-        if in_tree:
+        is_vendors = PATTERN.fullmatch(root) and not level and self._is_vendors(owner)
+        if in_tree and not is_vendors:
             if self._known.has_attribute(node.attr):
                 return Verdict(OWN_ATTRIBUTE, f"{node.attr} is defined by this tree's own {owner}")
             return unknown(
                 f"{node.attr} is read from this tree's {owner}, which does not define it",
                 "Look for a compiled extension or an import of all names behind that module.",
             )
-        if self._known.has_attribute(node.attr) and node.attr not in TORCHS:
+        is_own = self._known.has_attribute(node.attr) and node.attr not in TORCHS
+        if is_own and not is_vendors:
             return Verdict(OWN_ATTRIBUTE, f"{node.attr} is an attribute that this tree defines")
         return unknown(
             f"{qualified} belongs to the package {root}, which this tree does not hold",
             f"See whether {root} runs on other devices, and what it calls this there.",
         )
+
+    def _is_vendors(self, owner: str) -> bool:
+        """Whether `cuda.bindings` is NVIDIA's package, though this tree has a folder `cuda`."""
+        names = owner.split(".")
+        known = [end for end in range(len(names)) if self._known.has_module(".".join(names[:end]))]
+        following = names[known[-1]] if known else ""
+        return not (self._known.has_attribute(following) or self._known.has_module(owner))
 
     def _of_object(self, node: ast.Attribute) -> Verdict:
         name = node.attr

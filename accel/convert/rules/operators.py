@@ -28,8 +28,9 @@ RULES = (
         why="A model that needs an operator that a chip lacks cannot be moved as it is, and it is "
         "better to know that before the work begins than at its end.",
         ascend=_TABLES + " A cross means that the operator is listed as unsupported, not that it "
-        "fails: try it. It is a blocker only where nothing is known to take its place. For the 950DT a cross counts only where the other chips have one too, "
-        "since its column lists little yet.",
+        "fails: try it. It is a blocker only where nothing is known to take its place. For the "
+        "950DT a cross counts only where the other chips have one too, since its column lists "
+        "little yet.",
         action="flag",
         effort="rewrite",
         examples=(_same("import torch\n\nspread, middle = torch.std_mean(x)\n"),),

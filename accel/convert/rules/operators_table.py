@@ -20,8 +20,8 @@ _OTHER_DEVICE = "Use `.to(device)` and `.device.type`, which name no vendor."
 _CHECK = "It only checks tensors: leave it out on the device."
 _SETTING = "It only reads a setting: keep in a variable what was set."
 _BINS = (
-    "Bin i of n spans floor(i*size/n) to ceil((i+1)*size/n): take amax of each, or, where n divides "
-    "the size, a plain max-pooling."
+    "Bin i of n spans floor(i*size/n) to ceil((i+1)*size/n): take amax of each; where n divides "
+    "the size, it is a plain max-pooling."
 )
 _TWO_STEPS = "Pool the last two dimensions, then the depth by itself: the values are the same."
 _PAD_DEPTH = "Pad the last two dimensions, then the depth with index_select of its own indexes."

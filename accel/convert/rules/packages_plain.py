@@ -54,8 +54,11 @@ class _Guards:
                 continue
             if outer is None or self._module.project.is_wanted(self._module.path, outer.name):
                 return ""
+            references = self.references(outer)
+            if not references:
+                return ""  # others may call it
             seen.add(outer)
-            pending += self.references(outer)
+            pending += references
         return self._said()
 
     def references(self, definition: _Definition) -> list[ast.AST]:

@@ -42,7 +42,9 @@ RULES = (
         name="cuda-extension",
         title="CUDA code that is built with torch.utils.cpp_extension",
         why="A CUDA kernel runs on NVIDIA devices only. The functions that use it are listed, and "
-        "functions of the file that look like a plain version of it.",
+        "functions of the file that look like a plain version of it. It is no blocker where every "
+        "use stands under a guard with a plain path beside it, or where its import is optional; "
+        "its sources are told with it.",
         ascend="torch_npu.utils.cpp_extension.NpuExtension builds C++ for Ascend; "
         "torch.utils.cpp_extension.load is listed as unsupported.",
         action="flag",
@@ -61,7 +63,8 @@ RULES = (
         title="Compiled modules of a project's own",
         why="An import that no Python file of the tree answers, under a name such as `_ext` or "
         "`nms_cuda`, is an extension, which is often built from CUDA sources. Names with CUDA in "
-        "them are looked for where a tree is converted, not in a file on its own.",
+        "them are looked for where a tree is converted, not in a file on its own. Calls of its "
+        "functions go with the import.",
         ascend="The sources need another build, or a plain torch version in their place.",
         action="flag",
         effort="rewrite",

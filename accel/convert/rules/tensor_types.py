@@ -175,7 +175,10 @@ def _is_classes(module: Module, node: ast.expr) -> bool:
 def _isinstance(module: Module, call: ast.Call) -> Finding:
     tensor = call.args[0]
     parts = module.target.call("on_accelerator", tensor) if compares.is_plain(tensor) else None
-    if parts is None or torch_name(module, call.args[1]) is None:
+    group = call.args[1]
+    classes = group.elts if isinstance(group, ast.Tuple) else [group]
+    known = all(compares.is_converted(module, node) for node in classes)
+    if parts is None or not known or torch_name(module, group) is None:
         return module.flag(
             call, "ACC047", "On a CPU, the class that takes this one's place is the CPU's.",
             "Test on_accelerator(tensor) and tensor.dtype instead of the class.",

@@ -24,6 +24,8 @@ def find(module: Module, compare: ast.Compare) -> Iterator[Finding]:
         return
     tensor = _member(compare)
     if tensor is not None:
+        if not _has_names(module):
+            return  # each name is flagged where it stands
         parts = module.target.call("on_accelerator", tensor)
         if parts is not None:
             message = "The names are those of the device that is here, and no CPU tensor's."
@@ -76,12 +78,18 @@ def _has_classes(module: Module, compare: ast.Compare) -> bool:
     """Whether a side is a class of CUDA's, or a group of such, that is converted."""
     for side in (compare.left, *compare.comparators):
         classes = side.elts if isinstance(side, _GROUPS) else [side]
-        if classes and all(_is_converted(module, node) for node in classes):
+        if classes and all(is_converted(module, node) for node in classes):
             return True
     return False
 
 
-def _is_converted(module: Module, node: ast.expr) -> bool:
+def _has_names(module: Module) -> bool:
+    """Whether the target has names for tensor classes."""
+    return bool(module.target.classes) or module.target.function("tensor_type_name") is not None
+
+
+def is_converted(module: Module, node: ast.expr) -> bool:
+    """Whether an expression is one of CUDA's tensor classes, for which the target has another."""
     if not isinstance(node, ast.Attribute):
         return False  # of a variable it is not known what else it may be
     known = lookup(module.qualified(node) or "")

@@ -58,12 +58,15 @@ def linked(files: Sequence[FileResult]) -> tuple[FileResult, ...]:
     loaders = {id(one.finding): said for one in builds if (said := _for_others(one, builds))}
     real = [one for one in builds if id(one.finding) not in loaders]
     members = _members(files, real)
+    python = [file for file in files if file.language == _PYTHON]
     changed: dict[int, Finding] = {}
     for one in builds:
         if told := loaders.get(id(one.finding)):
             changed[id(one.finding)] = _eased(one.finding, told)
     for name, places in members.items():
         said = _not_needed(places)
+        if said and _others_import(name, python, places):
+            said = ""
         for place in places:
             new = replace(place.finding, subject=name)
             changed[id(place.finding)] = _eased(new, said) if said and new.blocker else new
@@ -223,6 +226,22 @@ def _not_needed(places: Sequence[_Place]) -> str:
     ]
     used = f"; it is used at {_lines(calls)}" if calls else ""
     return f"the program starts without it, for its import is optional: {_lines(optional)}{used}"
+
+
+def _others_import(name: str, python: Sequence[FileResult], places: Sequence[_Place]) -> bool:
+    """Whether an import that no finding is about names an extension: nobody knows its guard."""
+    last = re.escape(name.rpartition(".")[2].encode())
+    words = re.compile(
+        rb"^[ \t]*(?:from|import)\b[^\n#]*(?<!\w)" + last + rb"(?!\w)"
+        rb"|import_module\(\s*['\"](?:[\w.]*\.)?" + last + rb"['\"]",
+        re.MULTILINE,
+    )
+    known = {(one.file.path, one.finding.line) for one in places}
+    return any(
+        (file.path, file.before.count(b"\n", 0, match.start()) + 1) not in known
+        for file in python
+        for match in words.finditer(file.before)
+    )
 
 
 def _lines(places: Sequence[_Place]) -> str:
