@@ -29,7 +29,8 @@ from accel.convert.finding import FileResult
 from accel.convert.options import Options
 
 OWN_NAMES = re.compile(
-    r"""--(?:no[-_])?cuda | \bcuda_kwargs\b | \b\w*use_cuda\w* | \b(?:args|opt|self\.args|opts)\.(?:no_)?cuda\w*
+    r"""--(?:no[-_])?cuda | \bcuda_kwargs\b | \b\w*use_cuda\w*
+    | \b(?:args|opt|self\.args|opts)\.(?:no_)?cuda\w*
     | \bhas_cuda\b | \bhelp\s*=.* | \b(?:print|logging\.\w+|parser\.error)\(.*""",
     re.VERBOSE,
 )

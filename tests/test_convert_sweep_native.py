@@ -60,6 +60,28 @@ def test_sources_that_the_call_does_not_name(build, name, tmp_path) -> None:
     assert blockers(found) == {name: 4}
 
 
+CHOSEN = """
+import glob
+import torch
+from torch.utils.cpp_extension import CppExtension, CUDAExtension
+
+extension = CppExtension
+if torch.cuda.is_available():
+    extension = CUDAExtension
+modules = [extension('pkg._C', glob.glob('csrc/*.c*'))]
+"""
+
+
+def test_the_kind_of_extension_that_a_script_chooses(tmp_path) -> None:
+    files = {
+        "setup.py": CHOSEN, "pkg/__init__.py": "", "csrc/other.cu": KERNEL.replace("twice", "f"),
+        "pkg/a.py": "from pkg import _C\n\n\ndef twice(x):\n    return _C.twice(x)\n",
+    }  # fmt: skip
+    found = summary(tmp_path, {**NATIVE, **files})
+    assert blockers(found) == {"pkg._C": 4}
+    assert "pkg/a.py:1" in found.blockers[0].named_at
+
+
 def test_two_extensions_stay_two(tmp_path) -> None:
     second = SETUP.replace("twice", "thrice").splitlines()[-1].replace("EXT", "OTHER")
     files = {"a/thrice.cpp": BINDING, "a/thrice_kernel.cu": KERNEL, "unknown.cu": KERNEL}

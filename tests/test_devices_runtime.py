@@ -382,6 +382,7 @@ def test_npus_are_counted_by_their_driver(monkeypatch):
     )
     with monkeypatch.context() as patched:
         patched.setattr(torch, "npu", npu, raising=False)
+        patched.setattr(torch, "get_device_module", lambda name: npu)
         assert NpuDevice.count() == 3
         assert available == []
         count[0] = -1  # where the driver's library does not tell

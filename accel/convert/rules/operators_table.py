@@ -29,6 +29,10 @@ _TENSOR_PARALLEL = (
     "Split the weights of the linear layers by hand, and add the parts with "
     "torch.distributed.all_reduce."
 )
+_REMOTE = (
+    "Keep an optimizer in each worker; call over rpc a function that takes the gradients of "
+    "torch.distributed.autograd.get_gradients and steps it."
+)
 _CONJUGATE = 'For real x it is torch.fft.rfftn(x, norm="forward").conj() over the same dimensions.'
 _FREQUENCIES = "Compute it on the CPU once and move the result."
 
@@ -153,6 +157,8 @@ ADVICE = {
     "torch.distributed.fsdp.FullyShardedDataParallel.": (
         f"{_FSDP} torch.distributed.checkpoint.state_dict reads and writes its state."
     ),
+    "torch.distributed.optim.DistributedOptimizer": _REMOTE,
+    "torch.distributed.optim.DistributedOptimizer.": _REMOTE,
     "torch.distributed.tensor.parallel.": _TENSOR_PARALLEL,
     "torch.distributed.elastic.rendezvous.etcd_server.": (
         "Use torchrun with --rdzv-backend=c10d, which needs no server."

@@ -84,8 +84,8 @@ def _from(module: Module, node: ast.ImportFrom) -> Iterator[Compiled]:
             yield Compiled(node.module or "", names, node)
         return
     for alias in node.names:
-        if node.level and _USUAL.fullmatch(alias.name) and alias.name not in module.project.names:
-            # `from . import roi_align_cuda`
+        if _USUAL.fullmatch(alias.name) and alias.name not in module.project.names:
+            # `from . import roi_align_cuda`, `from pkg import _C`
             base = _absolute(module, node)
             whole = f"{base}.{alias.name}" if base else alias.name
             if base is not None and _is_folder(module, base) and not _is_python(module, whole):

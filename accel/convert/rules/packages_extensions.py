@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import re
 from collections.abc import Iterator
 
@@ -65,8 +66,17 @@ def find(module: Module) -> Iterator[Finding]:
 def _builds(module: Module, call: ast.Call, name: str) -> bool:
     if name in _LOADERS | _BUILDERS:
         return True
-    # A wrapper of the project's own around them.
-    return not name.startswith("builtins.") and any(map(_is_cuda_argument, call.keywords))
+    # `extension = CppExtension`, and CUDAExtension where there is CUDA.
+    binding = module.binding(call.func) if isinstance(call.func, ast.Name) else None
+    if binding and any(module.qualified(value) in _BUILDERS for value in binding.values):
+        return True
+    # A wrapper of the project's own around them. Anything may have an option `with_cuda`.
+    words = {word.arg for word in call.keywords if _is_cuda_argument(word)}
+    if words == {"with_cuda"} and not any(word.arg == "sources" for word in call.keywords):
+        return False
+    return bool(words) and not (
+        name.startswith("builtins.") and hasattr(builtins, name.rpartition(".")[2])
+    )
 
 
 def _is_cuda_argument(word: ast.keyword) -> bool:
@@ -106,10 +116,12 @@ def _has_cuda(module: Module, call: ast.Call) -> bool:
 
 def _name_of(module: Module, call: ast.Call) -> str:
     """The extension's name, where it is a constant; else the function that builds it for others."""
-    given = [word.value for word in call.keywords if word.arg == "name"] or call.args[:1]
-    value = module.constant(given[0]) if given else None
-    if isinstance(value, str):
-        return value
+    # A wrapper has a keyword of its own, such as `module_name`.
+    named = (word.value for word in call.keywords if (word.arg or "").endswith("name"))
+    for given in (*named, *call.args[:1]):
+        value = module.constant(given)
+        if isinstance(value, str):
+            return value
     return name_of_function(module, call) or module.text(call.func)
 
 
