@@ -18,9 +18,9 @@ _logger = logging.getLogger("accel")
 
 
 def _count_by_driver(npu: Any) -> int:
-    """Visible NPUs as torch_npu asks the driver for them; negative where that does not tell."""
+    """Visible NPUs by the driver; negative where it does not tell, or the runtime has started."""
     count = getattr(npu, "_device_count_ascend_hal", None)
-    return -1 if count is None else int(count())
+    return -1 if count is None or npu.is_initialized() else int(count())
 
 
 class NpuDevice(AcceleratorDevice):
@@ -44,7 +44,7 @@ class NpuDevice(AcceleratorDevice):
             import torch_npu  # noqa: F401 - registers torch.npu
         npu = torch.get_device_module("npu")
         # The driver's own library counts without the runtime, which a count would start.
-        told = -1 if npu.is_initialized() else _count_by_driver(npu)
+        told = _count_by_driver(npu)
         if told >= 0:
             return told
         return int(npu.device_count()) if npu.is_available() else 0
