@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -38,7 +39,14 @@ _DECIDING = (
     "MLU_VISIBLE_DEVICES",
     "MUSA_VISIBLE_DEVICES",
 )
-_Key = tuple[str | None, ...]
+# `os.environ` without its conversions, which would take longer than all else.
+_variables: Mapping[Any, Any] = getattr(os.environ, "_data", os.environ)
+_encoded: tuple[Any, ...] = (
+    tuple(os.environ.encodekey(name) for name in _DECIDING)
+    if _variables is not os.environ
+    else _DECIDING
+)
+_Key = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -250,13 +258,13 @@ def _key() -> _Key:
     """What the choice depends on."""
     # A plugin that takes torch's spare type makes itself known by this name.
     spare = torch._C._get_privateuse1_backend_name()
-    return (*[os.environ.get(name) for name in _DECIDING], spare)
+    return (*[_variables.get(name) for name in _encoded], spare)
 
 
 def _chosen(key: _Key) -> _Choice:
     found: _Choice | None = _registry.selected.get(key)
     if found is None:
-        found = _registry.selected[key] = _select(key[0] or None)
+        found = _registry.selected[key] = _select(os.environ.get("ACCEL_DEVICE") or None)
     return found
 
 

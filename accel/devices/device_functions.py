@@ -46,6 +46,8 @@ def device(name: DeviceLike = None, index: int | None = None) -> torch.device:
         ValueError: An index is negative, or given twice.
         DeviceError: The accelerator here has no such index, or the name is unknown.
     """
+    if name is None and index is None:
+        return acting_device().torch_device
     if index is not None:
         if not isinstance(name, str) or ":" in name:
             raise ValueError(f"an index besides {name!r}: give it once, as in device('cuda', 1)")

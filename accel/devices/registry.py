@@ -53,7 +53,7 @@ class _Registry:
     def __init__(self) -> None:
         self.families: dict[str, type[Device]] = {}
         self.failures: dict[str, FamilyFailure] = {}  # by source: names may be taken twice
-        self.selected: dict[tuple[str | None, ...], Any] = {}  # choice.py, by environment
+        self.selected: dict[tuple[Any, ...], Any] = {}  # choice.py, by environment
         self.follows_rank = True  # until the program calls set_device
         self.queued: dict[type[Device], bool] = {}  # families that wait for their runtime's start
         self.plugins_loaded = False
