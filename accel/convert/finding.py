@@ -31,6 +31,10 @@ class Edit(NamedTuple):
     span: Span
     parts: Parts
 
+    def keeps(self, span: Span) -> bool:
+        """Whether a span is within a piece of the original that stays."""
+        return any(isinstance(part, Span) and part.contains(span) for part in self.parts)
+
 
 @dataclass(frozen=True)
 class Finding:

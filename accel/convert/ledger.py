@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Generic, TypeVar
 
-from accel.convert.finding import Edit, Entry, Finding, Span
+from accel.convert.finding import Action, Edit, Entry, Finding, Span
 from accel.convert.tokens import Token
 
 T = TypeVar("T")
@@ -64,7 +64,7 @@ def _entry(
     edits: list[tuple[Span, tuple[Edit, Finding]]],
 ) -> Entry:
     for _, (edit, finding) in edits:
-        if not _survives(token.span, edit):
+        if not edit.keeps(token.span):
             return _as(token, "convert", finding)
     if token.kind == "comment":
         reason = "a comment; none is ever changed"
@@ -74,17 +74,13 @@ def _entry(
     return Entry(token.text, token.kind, token.span, token.line, "missing", "", "no rule saw it")
 
 
-def _survives(span: Span, edit: Edit) -> bool:
-    return any(isinstance(part, Span) and part.contains(span) for part in edit.parts)
-
-
-def _as(token: Token, action: str, finding: Finding) -> Entry:
+def _as(token: Token, action: Action, finding: Finding) -> Entry:
     return Entry(
         token.text,
         token.kind,
         token.span,
         token.line,
-        action,  # type: ignore[arg-type]
+        action,
         finding.rule,
         finding.message,
     )

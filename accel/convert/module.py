@@ -138,19 +138,18 @@ class Module:
         return self.vendor.canonical(name) if name and self.vendor.renames else name
 
     def _resolve(self, node: ast.AST, depth: int) -> str | None:
-        kind = type(node)
-        if kind is not ast.Name and kind is not ast.Attribute:
+        if not isinstance(node, (ast.Name, ast.Attribute)):
             return None
-        known = self._qualified.get(node, "")  # type: ignore[call-overload]
+        known = self._qualified.get(node, "")
         if known != "":
-            return cast("str | None", known)
+            return known
         found: str | None = None
-        if kind is ast.Attribute:
-            base = self._resolve(node.value, depth)  # type: ignore[attr-defined]
-            found = f"{base}.{node.attr}" if base else None  # type: ignore[attr-defined]
+        if isinstance(node, ast.Attribute):
+            base = self._resolve(node.value, depth)
+            found = f"{base}.{node.attr}" if base else None
         elif depth < _DEEPEST:
-            found = self._name(cast("ast.Name", node), depth)
-        self._qualified[node] = found  # type: ignore[index]
+            found = self._name(node, depth)
+        self._qualified[node] = found
         return found
 
     def _name(self, name: ast.Name, depth: int) -> str | None:
@@ -214,10 +213,11 @@ class Module:
             if owner is None or node.value.id not in ("self", "cls"):
                 continue
             parent = self.parent(node)
-            plain = (isinstance(parent, ast.Assign) and node in parent.targets) or (
+            value: ast.expr | None = None
+            if (isinstance(parent, ast.Assign) and node in parent.targets) or (
                 isinstance(parent, ast.AnnAssign) and parent.target is node
-            )
-            value = parent.value if plain else None  # type: ignore[attr-defined]
+            ):
+                value = parent.value
             found.setdefault((owner, node.attr), []).append(value)
         for owner in self.all(ast.ClassDef):
             for name, binding in self.walk.scopes[owner].names.items():
@@ -351,6 +351,16 @@ class Module:
             return edit.parts
         forbidden = frozenset().union(*around)
         return tuple(p if isinstance(p, Span) else requoted(p, forbidden) for p in edit.parts)
+
+    def no_target(self, node: ast.AST | Span, rule: str, what: str = "device") -> Finding:
+        """A flag for what the target has no call for."""
+        return self.flag(
+            node,
+            rule,
+            f"The target {self.target.name} has no call for this.",
+            f"Convert to the target accel, or write the {what} by hand.",
+            subject="target",
+        )
 
     def _finding(
         self,

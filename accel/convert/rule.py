@@ -23,6 +23,11 @@ class Example:
     others: Mapping[str, str] = field(default_factory=dict)
 
 
+def unchanged(*programs: str) -> tuple[Example, ...]:
+    """Examples of what a rule keeps or flags."""
+    return tuple(Example(program, program) for program in programs)
+
+
 @dataclass(frozen=True)
 class Rule:
     """One pattern and what is right to do about it.

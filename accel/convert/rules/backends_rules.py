@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from accel.convert.rule import Example, Rule
-
-
-def _same(program: str) -> Example:
-    return Example(before=program, after=program)
-
+from accel.convert.rule import Example, Rule, unchanged
 
 RULES = (
     Rule(
@@ -19,8 +14,8 @@ RULES = (
         action="keep",
         effort="auto",
         examples=(
-            _same("import torch\n\ntorch.backends.cudnn.benchmark = True\n"),
-            _same("import torch.backends.cudnn as cudnn\n\ncudnn.deterministic = True\n"),
+            *unchanged("import torch\n\ntorch.backends.cudnn.benchmark = True\n"),
+            *unchanged("import torch.backends.cudnn as cudnn\n\ncudnn.deterministic = True\n"),
         ),
         kept=(
             "from torch.backends import cudnn\n\ncudnn.enabled = False\nprint(cudnn.version())\n",
@@ -70,7 +65,7 @@ RULES = (
         action="flag",
         effort="review",
         examples=(
-            _same(
+            *unchanged(
                 "import torch\n\nwith torch.backends.cuda.sdp_kernel(enable_flash=True):\n    f()\n"
             ),
         ),
@@ -91,7 +86,7 @@ RULES = (
         ascend="torch_npu brings its own; some modes have no effect.",
         action="keep",
         effort="review",
-        examples=(_same("import torch\n\nf = torch.compile(f, mode='reduce-overhead')\n"),),
+        examples=(*unchanged("import torch\n\nf = torch.compile(f, mode='reduce-overhead')\n"),),
         kept=(
             "import torch\n\n@torch.compile\ndef f(x):\n    return x\n",
             "import torch\n\nf = torch.compile(f, options={'triton.cudagraphs': True})\n",
@@ -111,7 +106,7 @@ RULES = (
         ascend="Nothing.",
         action="flag",
         effort="review",
-        examples=(_same("import torch\n\nif torch.backends.cuda.is_built():\n    f()\n"),),
+        examples=(*unchanged("import torch\n\nif torch.backends.cuda.is_built():\n    f()\n"),),
         kept=(
             "import torch\n\n"
             "torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False\n",
@@ -130,7 +125,7 @@ RULES = (
         action="keep",
         effort="auto",
         examples=(
-            _same("from torch.utils._triton import has_triton\n\nif has_triton():\n    f()\n"),
+            *unchanged("from torch.utils._triton import has_triton\n\nif has_triton():\n    f()\n"),
         ),
         kept=("def has_triton():\n    return False\n\nhas_triton()\n",),
     ),

@@ -116,19 +116,9 @@ def _replace(
 ) -> Iterator[Finding]:
     parts = call(module, function, place)
     if parts is None:
-        yield _no_target(module, node, rule)
+        yield module.no_target(node, rule)
     else:
         yield converted(module, node, rule, message, *parts)
-
-
-def _no_target(module: Module, node: ast.AST, rule: str) -> Finding:
-    return module.flag(
-        node,
-        rule,
-        f"The target {module.target.name} has no call for this.",
-        "Convert to the target accel, or write the device by hand.",
-        subject="target",
-    )
 
 
 def is_immediate(module: Module, node: ast.AST) -> bool:
@@ -179,7 +169,7 @@ def _chosen(module: Module, node: ast.IfExp, choice: Choice) -> Iterator[Finding
         inner = call(module, "default_device_type", choice.place)
         parts = None if inner is None else (choice.head, "(", *inner, ")")
     if parts is None:
-        yield _no_target(module, node, "ACC006")
+        yield module.no_target(node, "ACC006")
     else:
         yield converted(module, node, "ACC006", message, *parts)
 
@@ -313,7 +303,7 @@ def _argument(module: Module, node: ast.expr, place: Place) -> Iterator[Finding]
     is_object = is_immediate(module, node)
     parts = call(module, "device", place) if is_object else text_for(module, place)
     if parts is None:
-        yield _no_target(module, node, rule)
+        yield module.no_target(node, rule)
     else:
         yield converted(module, node, rule, message, *parts)
 
@@ -336,7 +326,7 @@ def _stored(module: Module, node: ast.expr, place: Place, aim: Purpose) -> Itera
     if aim.meaning == "device":
         parts = text_for(module, place)
         if parts is None:
-            yield _no_target(module, node, rule)
+            yield module.no_target(node, rule)
         else:
             yield converted(module, node, rule, "It goes to devices only.", *parts)
     elif any(s.kind == "choice" and device_like(destination(s.node)) for s in aim.sinks):

@@ -70,7 +70,7 @@ def _mesh(module: Module, call: ast.Call) -> Iterator[Finding]:
         return
     parts = module.target.call("default_device_type")
     if parts is None:
-        yield _no_target(module, kind, "ACC060")
+        yield module.no_target(kind, "ACC060", "backend")
     else:
         yield module.convert(kind, "ACC060", "the mesh is of the device that is there", *parts)
 
@@ -139,7 +139,7 @@ def _literal(module: Module, node: ast.Constant) -> Iterator[Finding]:
     parts = module.target.call("dist_backend", *([node] if pairs else []))
     rule = "ACC061" if _is_default(module, node) else "ACC060"
     if parts is None:
-        yield _no_target(module, node, rule)
+        yield module.no_target(node, rule, "backend")
     elif isinstance(module.parent(node), (ast.MatchValue, ast.JoinedStr)):
         yield module.flag(node, "ACC065", "a backend in a place that holds constants only", _ADVICE)
     else:
@@ -245,7 +245,7 @@ def _available(module: Module, node: ast.Attribute | ast.Name) -> Iterator[Findi
     elif parts is not None and isinstance(parent, ast.Call) and parent.func is node:
         yield module.convert(parent, "ACC063", message, *parts)
     else:
-        yield _no_target(module, node, "ACC063")
+        yield module.no_target(node, "ACC063", "backend")
 
 
 def _member(module: Module, node: ast.Attribute | ast.Name) -> Iterator[Finding]:
@@ -255,7 +255,7 @@ def _member(module: Module, node: ast.Attribute | ast.Name) -> Iterator[Finding]
         return
     parts = module.target.call("dist_backend")
     if parts is None:
-        yield _no_target(module, node, "ACC060")
+        yield module.no_target(node, "ACC060", "backend")
     else:
         message = "dist_backend gives the backend of the device that is there, gloo on a CPU"
         yield module.convert(node, "ACC060", message, *parts)
@@ -270,14 +270,4 @@ def _own(module: Module, node: ast.AST, name: str) -> Finding:
         "keep the line behind `if backend == 'nccl'`.",
         effort="rewrite",
         subject="nccl",
-    )
-
-
-def _no_target(module: Module, node: ast.AST, rule: str) -> Finding:
-    return module.flag(
-        node,
-        rule,
-        f"the target {module.target.name} has no call for this",
-        "Convert to the target accel, or write the backend by hand.",
-        subject="target",
     )

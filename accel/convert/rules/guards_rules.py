@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from accel.convert.rule import Example, Rule
+from accel.convert.rule import Example, Rule, unchanged
 
 _T = "import torch\n"
 _A = "import torch\nimport accel\n"
-
-
-def _same(text: str) -> Example:
-    return Example(text, text)
 
 
 RULES = (
@@ -77,8 +73,8 @@ RULES = (
         action="flag",
         effort="review",
         examples=(
-            _same(_T + "\nif str(x.device) == 'cuda:1':\n    print(1)\n"),
-            _same(_T + "\nif x.device == torch.device('cuda'):\n    print(1)\n"),
+            *unchanged(_T + "\nif str(x.device) == 'cuda:1':\n    print(1)\n"),
+            *unchanged(_T + "\nif x.device == torch.device('cuda'):\n    print(1)\n"),
         ),
         kept=(
             _T + "\nassert x.device != torch.device('cuda', 0)\n",
@@ -97,12 +93,12 @@ RULES = (
         action="keep",
         effort="auto",
         examples=(
-            _same(
+            *unchanged(
                 _T + "\ndef up(x, impl='cuda'):\n    assert impl in ['ref', 'cuda']\n"
                 "    if impl == 'cuda' and x.device.type == 'cuda' and _init():\n"
                 "        return _up_cuda().apply(x)\n    return x\n"
             ),
-            _same(
+            *unchanged(
                 _T + "\ndef optimizer(groups, device_type):\n"
                 "    use_fused = available and device_type == 'cuda'\n"
                 "    return torch.optim.AdamW(groups, fused=use_fused)\n"
@@ -134,7 +130,7 @@ RULES = (
         ascend="`npu` is refused.",
         action="flag",
         effort="review",
-        examples=(_same(_T + "\nassert args.device in ['cuda', 'cpu']\n"),),
+        examples=(*unchanged(_T + "\nassert args.device in ['cuda', 'cpu']\n"),),
         kept=(
             _T + "\nif device not in ('cpu', 'cuda', 'auto'):\n    raise ValueError(device)\n",
             _T + "\nfast = x.device.type in ('cuda', 'xpu')\n",
@@ -150,7 +146,7 @@ RULES = (
         ascend="`npu:0` would not be parsed.",
         action="flag",
         effort="review",
-        examples=(_same(_T + "\nindex = int(device.replace('cuda:', ''))\n"),),
+        examples=(*unchanged(_T + "\nindex = int(device.replace('cuda:', ''))\n"),),
         kept=(
             _T + "\nn = args.device.split('cuda:')[1]\n",
             _T + "\nname = path.replace('cuda', 'hip')\n",

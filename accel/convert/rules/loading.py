@@ -69,21 +69,11 @@ def _place(module: Module, node: ast.expr) -> Place | None:
 def _replace(module: Module, node: ast.expr, place: Place) -> Iterator[Finding]:
     parts = call(module, "map_location", place)
     if parts is None:
-        yield _no_target(module, node)
+        yield module.no_target(node, "ACC070")
     else:
         yield converted(
             module, node, "ACC070", "It puts what is read on the device that is there.", *parts
         )
-
-
-def _no_target(module: Module, node: ast.AST) -> Finding:
-    return module.flag(
-        node,
-        "ACC070",
-        f"The target {module.target.name} has no call for this.",
-        "Convert to the target accel, or write the device by hand.",
-        subject="target",
-    )
 
 
 def _lambda(module: Module, node: ast.Lambda) -> Iterator[Finding]:

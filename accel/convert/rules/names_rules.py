@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from accel.convert.rule import Example, Rule
+from accel.convert.rule import Rule, unchanged
 from accel.convert.rules import names_kept as kept
-
-
-def _same(program: str) -> tuple[Example, ...]:
-    return (Example(before=program, after=program),)
-
 
 RULES = (
     Rule(
@@ -19,7 +14,7 @@ RULES = (
         ascend="Nothing.",
         action="keep",
         effort="auto",
-        examples=_same("x = 1  # moved to cuda later\n"),
+        examples=unchanged("x = 1  # moved to cuda later\n"),
         kept=kept.COMMENTS,
     ),
     Rule(
@@ -31,7 +26,7 @@ RULES = (
         ascend="The value follows the device that is there, the name stays.",
         action="keep",
         effort="auto",
-        examples=_same("use_cuda = True\nif use_cuda:\n    print(use_cuda)\n"),
+        examples=unchanged("use_cuda = True\nif use_cuda:\n    print(use_cuda)\n"),
         kept=kept.OWN_NAMES,
     ),
     Rule(
@@ -43,7 +38,7 @@ RULES = (
         ascend="Nothing.",
         action="keep",
         effort="auto",
-        examples=_same(
+        examples=unchanged(
             "class Trainer:\n    def __init__(self, flag):\n        self.use_cuda = flag\n\n"
             "    def ready(self):\n        return self.use_cuda\n"
         ),
@@ -58,7 +53,7 @@ RULES = (
         ascend="`--cuda` then means the accelerator that is there.",
         action="keep",
         effort="auto",
-        examples=_same(
+        examples=unchanged(
             "import argparse\n\nparser = argparse.ArgumentParser()\n"
             "parser.add_argument('--cuda', action='store_true')\nargs = parser.parse_args()\n"
             "print(args.cuda)\n"
@@ -73,7 +68,7 @@ RULES = (
         ascend="Nothing.",
         action="keep",
         effort="auto",
-        examples=_same('def f():\n    """Runs on cuda:0."""\n'),
+        examples=unchanged('def f():\n    """Runs on cuda:0."""\n'),
         kept=kept.DOCSTRINGS,
     ),
     Rule(
@@ -86,7 +81,7 @@ RULES = (
         ascend="The text may say CUDA where an NPU works; rephrase it at leisure.",
         action="keep",
         effort="auto",
-        examples=_same("print('CUDA is slow today')\n"),
+        examples=unchanged("print('CUDA is slow today')\n"),
         kept=kept.TEXTS,
     ),
     Rule(
@@ -97,7 +92,7 @@ RULES = (
         ascend="Nothing.",
         action="keep",
         effort="auto",
-        examples=_same("config = {'use_cuda': 1}\nprint(config['use_cuda'])\n"),
+        examples=unchanged("config = {'use_cuda': 1}\nprint(config['use_cuda'])\n"),
         kept=kept.KEYS,
     ),
     Rule(
@@ -109,7 +104,7 @@ RULES = (
         ascend="Nothing.",
         action="keep",
         effort="auto",
-        examples=_same("path = '/data/cuda_runs/last.pt'\n"),
+        examples=unchanged("path = '/data/cuda_runs/last.pt'\n"),
         kept=kept.PATHS,
     ),
     Rule(
@@ -121,7 +116,7 @@ RULES = (
         ascend="Nothing.",
         action="keep",
         effort="auto",
-        examples=_same("from cuda_tools import cuda_timer\n\ncuda_timer()\n"),
+        examples=unchanged("from cuda_tools import cuda_timer\n\ncuda_timer()\n"),
         kept=kept.MODULES,
     ),
     Rule(
@@ -133,7 +128,7 @@ RULES = (
         ascend="If it turns out to be a device, write the one that is there.",
         action="flag",
         effort="review",
-        examples=_same("def f(x):\n    return x.cuda_handle\n"),
+        examples=unchanged("def f(x):\n    return x.cuda_handle\n"),
         kept=kept.UNKNOWN,
     ),
 )

@@ -7,17 +7,13 @@ from collections.abc import Iterator
 
 from accel.convert.finding import Finding
 from accel.convert.module import Module
-from accel.convert.rule import Example, Rule
+from accel.convert.rule import Rule, unchanged
 from accel.convert.rules import operators_dtypes as dtypes
 from accel.convert.rules import operators_formats as formats
 from accel.convert.rules.operators_table import ELSEWHERE, METHODS, advice_for, substitute
 from accel.convert.tables.operators import Row, Support, support
 
 _TABLES = "The vendor's tables say what was verified on each chip, by PyTorch release."
-
-
-def _same(text: str) -> Example:
-    return Example(before=text, after=text)
 
 
 RULES = (
@@ -33,7 +29,7 @@ RULES = (
         "little yet.",
         action="flag",
         effort="rewrite",
-        examples=(_same("import torch\n\nspread, middle = torch.std_mean(x)\n"),),
+        examples=(*unchanged("import torch\n\nspread, middle = torch.std_mean(x)\n"),),
         kept=(
             "import torch\n\nspread = torch.std(x)\n",
             "import torch\nfrom torch import nn\n\n\ndef f(m: nn.RNN) -> None:\n    m.eval()\n",
@@ -51,7 +47,7 @@ RULES = (
         ascend=_TABLES,
         action="flag",
         effort="review",
-        examples=(_same("import torch\n\ny = torch.erfinv(x.double())\n"),),
+        examples=(*unchanged("import torch\n\ny = torch.erfinv(x.double())\n"),),
         kept=(
             "import torch\n\ny = torch.erfinv(x)\n",
             "import torch\n\ny = torch.abs(x.cpu().double())\n",
@@ -68,7 +64,7 @@ RULES = (
         action="flag",
         effort="review",
         examples=(
-            _same("import torch\n\nt = torch.zeros(3, dtype=torch.float64, device=device)\n"),
+            *unchanged("import torch\n\nt = torch.zeros(3, dtype=torch.float64, device=device)\n"),
         ),
         kept=(
             "import torch\n\nt = torch.zeros(3, dtype=torch.float64)\n",
@@ -86,7 +82,9 @@ RULES = (
         action="flag",
         effort="review",
         examples=(
-            _same("import torch\n\nt = torch.zeros(3, dtype=torch.complex64, device=device)\n"),
+            *unchanged(
+                "import torch\n\nt = torch.zeros(3, dtype=torch.complex64, device=device)\n"
+            ),
         ),
         kept=("import torch\n\nt = torch.zeros(3, dtype=torch.complex64)\n",),
     ),
@@ -99,7 +97,7 @@ RULES = (
         ascend="Listed as unsupported on every chip.",
         action="flag",
         effort="review",
-        examples=(_same("import torch\n\nmodel = torch.nn.DataParallel(model)\n"),),
+        examples=(*unchanged("import torch\n\nmodel = torch.nn.DataParallel(model)\n"),),
         kept=(
             "import torch\n\nfound = isinstance(model, torch.nn.DataParallel)\n",
             "import torch\n\nm = torch.nn.parallel.DistributedDataParallel(m)\n",
@@ -114,7 +112,7 @@ RULES = (
         "the module will run.",
         action="flag",
         effort="review",
-        examples=(_same("import torch\n\nmodel = torch.jit.trace(model, x)\n"),),
+        examples=(*unchanged("import torch\n\nmodel = torch.jit.trace(model, x)\n"),),
         kept=("import torch\n\n\n@torch.jit.ignore\ndef f(x):\n    return x\n",),
     ),
     *formats.RULES,

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from accel.convert.rule import Example, Rule
-
-
-def _same(text: str) -> tuple[Example, ...]:
-    return (Example(before=text, after=text),)
-
+from accel.convert.rule import Example, Rule, unchanged
 
 RULES = (
     Rule(
@@ -19,7 +14,7 @@ RULES = (
         "whose ImportError the program catches is kept.",
         action="flag",
         effort="review",
-        examples=_same("import torch\nfrom flash_attn import flash_attn_func\n"),
+        examples=unchanged("import torch\nfrom flash_attn import flash_attn_func\n"),
         kept=(
             "try:\n    import apex\nexcept ImportError:\n    apex = None\n",
             "import deepspeed\n",
@@ -35,7 +30,7 @@ RULES = (
         ascend="Nothing more than the import says.",
         action="keep",
         effort="auto",
-        examples=_same("import apex\n\nmodel = apex.parallel.convert_syncbn_model(model)\n"),
+        examples=unchanged("import apex\n\nmodel = apex.parallel.convert_syncbn_model(model)\n"),
     ),
     Rule(
         id="ACC102",
@@ -49,7 +44,7 @@ RULES = (
         "torch.utils.cpp_extension.load is listed as unsupported.",
         action="flag",
         effort="rewrite",
-        examples=_same(
+        examples=unchanged(
             "from torch.utils.cpp_extension import load\n\n"
             "kernels = load(name='kernels', sources=['kernels.cu'])\n"
         ),
@@ -68,7 +63,9 @@ RULES = (
         ascend="The sources need another build, or a plain torch version in their place.",
         action="flag",
         effort="rewrite",
-        examples=_same("import torch\n\nfrom . import _C\n\n\ndef nms(x):\n    return _C.nms(x)\n"),
+        examples=unchanged(
+            "import torch\n\nfrom . import _C\n\n\ndef nms(x):\n    return _C.nms(x)\n"
+        ),
         kept=("from . import nms_cuda\n", "import math_cuda\n"),
     ),
     Rule(
@@ -79,7 +76,7 @@ RULES = (
         ascend="torch has the like of most functions of the CUDA runtime.",
         action="flag",
         effort="rewrite",
-        examples=_same("import ctypes\n\nruntime = ctypes.CDLL('libcudart.so')\n"),
+        examples=unchanged("import ctypes\n\nruntime = ctypes.CDLL('libcudart.so')\n"),
         kept=("import ctypes\n\nlibrary = ctypes.CDLL('libm.so.6')\n",),
     ),
     Rule(
@@ -90,7 +87,7 @@ RULES = (
         ascend="Write it with torch operators, in Triton (triton-ascend), or in Ascend C.",
         action="flag",
         effort="rewrite",
-        examples=_same(
+        examples=unchanged(
             "import torch\n\n"
             'SOURCE = """\n__global__ void twice(float* x) { x[threadIdx.x] *= 2; }\n"""\n'
         ),
@@ -104,7 +101,7 @@ RULES = (
         ascend="`npu-smi info` shows the like; torch has most of it as functions.",
         action="flag",
         effort="review",
-        examples=_same("import subprocess\n\nsubprocess.run(['nvidia-smi', '-L'])\n"),
+        examples=unchanged("import subprocess\n\nsubprocess.run(['nvidia-smi', '-L'])\n"),
         kept=("import subprocess\n\nsubprocess.run(['git', 'log', '--grep=cuda'])\n",),
     ),
     Rule(
@@ -115,7 +112,7 @@ RULES = (
         ascend="None; torch_npu.version names its own release.",
         action="flag",
         effort="review",
-        examples=_same("import torch\n\nnew = torch.version.cuda >= '11.0'\n"),
+        examples=unchanged("import torch\n\nnew = torch.version.cuda >= '11.0'\n"),
         kept=("import torch\n\nprint(torch.version.cuda)\n",),
     ),
     Rule(
@@ -147,7 +144,7 @@ RULES = (
         ascend="Nothing special.",
         action="flag",
         effort="review",
-        examples=_same("import torch\n\nexec('torch.cuda.synchronize()')\n"),
+        examples=unchanged("import torch\n\nexec('torch.cuda.synchronize()')\n"),
         kept=("value = eval('1 + 1')\n",),
     ),
 )

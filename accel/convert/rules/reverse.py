@@ -147,11 +147,7 @@ def _bound(module: Module) -> Iterator[tuple[ast.expr | ast.stmt, Span]]:
 
 
 def _is_taken(span: Span, edits: Sequence[Edit]) -> bool:
-    return any(edit.span.contains(span) and not _survives(span, edit) for edit in edits)
-
-
-def _survives(span: Span, edit: Edit) -> bool:
-    return any(isinstance(part, Span) and part.contains(span) for part in edit.parts)
+    return any(edit.span.contains(span) and not edit.keeps(span) for edit in edits)
 
 
 def _is_guarded(module: Module, node: ast.AST) -> bool:

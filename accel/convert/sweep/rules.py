@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from accel.convert.rule import Example, Rule
+from accel.convert.rule import Example, Rule, unchanged
 
 # What the examples of a rule are: a name that `language_of` knows.
 EXAMPLE_FILES = {
@@ -21,10 +21,6 @@ EXAMPLE_FILES = {
     "ACC138": "run.sh",
     "ACC139": "README.md",
 }
-
-
-def _same(text: str) -> tuple[Example, ...]:
-    return (Example(before=text, after=text),)
 
 
 _CELL = (
@@ -73,7 +69,7 @@ RULES = (
         ascend="npu-smi, msprof, mssanitizer and msdebug do the like.",
         action="flag",
         effort="review",
-        examples=_same("nvidia-smi -L\n"),
+        examples=unchanged("nvidia-smi -L\n"),
         kept=("python nvidia_report.py\n",),
     ),
     Rule(
@@ -85,7 +81,7 @@ RULES = (
         ascend="The same.",
         action="flag",
         effort="review",
-        examples=_same("python train.py --device cuda:0 --backend=nccl\n"),
+        examples=unchanged("python train.py --device cuda:0 --backend=nccl\n"),
         kept=("python train.py --cuda --no-cuda --out=runs/cuda\n",),
     ),
     Rule(
@@ -96,7 +92,7 @@ RULES = (
         ascend="Install the CPU build of torch and torch-npu of the same release, on CANN.",
         action="flag",
         effort="review",
-        examples=_same("pip install torch==2.6.0+cu124 flash-attn deepspeed\n"),
+        examples=unchanged("pip install torch==2.6.0+cu124 flash-attn deepspeed\n"),
         kept=("pip install numpy\n",),
     ),
     Rule(
@@ -107,7 +103,7 @@ RULES = (
         ascend="Images with CANN are the like.",
         action="flag",
         effort="rewrite",
-        examples=_same("FROM nvidia/cuda:12.4.1-runtime-ubuntu22.04\n"),
+        examples=unchanged("FROM nvidia/cuda:12.4.1-runtime-ubuntu22.04\n"),
         kept=("FROM python:3.12-slim\n",),
     ),
     Rule(
@@ -118,7 +114,7 @@ RULES = (
         ascend="The Ascend Docker Runtime, or the device files and the driver's directories.",
         action="flag",
         effort="review",
-        examples=_same("services:\n  train:\n    runtime: nvidia\n"),
+        examples=unchanged("services:\n  train:\n    runtime: nvidia\n"),
     ),
     Rule(
         id="ACC126",
@@ -128,7 +124,7 @@ RULES = (
         ascend="The advice names what to require there.",
         action="flag",
         effort="review",
-        examples=_same("numpy\nflash-attn>=2.5\n"),
+        examples=unchanged("numpy\nflash-attn>=2.5\n"),
         kept=("numpy\ntorch\n", "deepspeed\n", "# flash-attn\n"),
     ),
     Rule(
@@ -139,7 +135,7 @@ RULES = (
         ascend="A converted program that passes them to accel.device needs no change here.",
         action="flag",
         effort="review",
-        examples=_same("train:\n  device: cuda:0\n"),
+        examples=unchanged("train:\n  device: cuda:0\n"),
         kept=("use_cuda: true\n", "name: cuda_run_3  # on cuda\n", "output: /data/cuda/x\n"),
     ),
     Rule(
@@ -151,7 +147,7 @@ RULES = (
         ascend="Nothing special.",
         action="flag",
         effort="review",
-        examples=_same(_CELL.replace("void f()", "void cuda_f()")),
+        examples=unchanged(_CELL.replace("void f()", "void cuda_f()")),
     ),
     Rule(
         id="ACC130",
@@ -161,7 +157,7 @@ RULES = (
         ascend="Plain torch, Triton (triton-ascend) or Ascend C can do the same.",
         action="flag",
         effort="rewrite",
-        examples=_same("__global__ void twice(float* x) { x[threadIdx.x] *= 2; }\n"),
+        examples=unchanged("__global__ void twice(float* x) { x[threadIdx.x] *= 2; }\n"),
     ),
     Rule(
         id="ACC131",
@@ -171,7 +167,9 @@ RULES = (
         ascend="torch's own C++ interface works on every device.",
         action="flag",
         effort="rewrite",
-        examples=_same("#include <cuda_runtime.h>\n\nvoid wait() { cudaDeviceSynchronize(); }\n"),
+        examples=unchanged(
+            "#include <cuda_runtime.h>\n\nvoid wait() { cudaDeviceSynchronize(); }\n"
+        ),
         kept=("// as fast as cuda\nint f() { return 1; }\n",),
     ),
     Rule(
@@ -182,7 +180,7 @@ RULES = (
         ascend="The sources need a build of their own, or a plain torch version.",
         action="flag",
         effort="rewrite",
-        examples=_same("project(kernels LANGUAGES CXX CUDA)\n"),
+        examples=unchanged("project(kernels LANGUAGES CXX CUDA)\n"),
         kept=("# without cuda\nproject(kernels LANGUAGES CXX)\n",),
     ),
     Rule(
@@ -194,7 +192,7 @@ RULES = (
         ascend="Nothing special.",
         action="flag",
         effort="review",
-        examples=_same("python - <<'END'\nimport torch\ntorch.cuda.synchronize()\nEND\n"),
+        examples=unchanged("python - <<'END'\nimport torch\ntorch.cuda.synchronize()\nEND\n"),
     ),
     Rule(
         id="ACC139",
@@ -204,6 +202,6 @@ RULES = (
         ascend="Nothing special.",
         action="keep",
         effort="auto",
-        examples=_same("Runs on CUDA 12.\n"),
+        examples=unchanged("Runs on CUDA 12.\n"),
     ),
 )
