@@ -13,6 +13,7 @@ from accel.testing import assert_backward_stable, assert_within_budget
 from accel_kernels.masks import as_mask, causal, documents, key_lengths, prefix, window
 from accel_kernels.segmented_attention import cpu_amx
 from accel_kernels.segmented_attention.call import Call, Dropout, alibi
+from accel_kernels.segmented_attention.cpu_amx import layout, library
 from accel_kernels.segmented_attention.formula import whole_attention
 
 ABSENT = cpu_amx.why_absent()
@@ -182,7 +183,7 @@ def threads():
 
 @pytest.mark.parametrize("mask", [None, causal(), window(300, 0, sinks=2)], ids=str)
 def test_same_bits_for_any_threads_and_batch(draw, threads, mask, monkeypatch) -> None:
-    monkeypatch.setattr(cpu_amx, "_PER_THREAD", 1)
+    monkeypatch.setattr(layout, "_PER_THREAD", 1)
     inputs = draw((2, 4, 2, 700, 900, 32, 48))
     call, grads = Call(mask, 0.2, return_lse=True), cotangents(inputs)
     threads(1)
@@ -323,7 +324,7 @@ def test_lse_is_as_exact_as_in_float32(draw) -> None:
 
 
 def fresh_reason() -> str | None:
-    cpu_amx._library.cache_clear()
+    library.library.cache_clear()
     return cpu_amx.why_absent.__wrapped__()
 
 
@@ -346,7 +347,7 @@ def test_few_queries_against_many_keys(draw, sizes, mask) -> None:
 def test_bits_of_few_queries_do_not_depend_on_threads_and_batch(
     draw, threads, sizes, mask, monkeypatch
 ) -> None:
-    monkeypatch.setattr(cpu_amx, "_PER_THREAD", 1)
+    monkeypatch.setattr(layout, "_PER_THREAD", 1)
     inputs, call = draw((3, *sizes[1:])), Call(mask, 0.2)
     threads(1)
     together = cpu_amx.forward(*inputs, call)
@@ -397,7 +398,7 @@ def test_why_not_without_the_instructions(monkeypatch) -> None:
 
 def test_code_that_names_it_is_refused_without_the_instructions(draw, monkeypatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    cpu_amx._library.cache_clear()
+    library.library.cache_clear()
     with pytest.raises(RuntimeError, match=r"needs a CPU with AVX512-BF16.*backend='cpu'"):
         cpu_amx.forward(*draw((1, 1, 1, 5, 5, 8, 8)), Call(None, 0.2))
 
@@ -415,5 +416,5 @@ def test_structures_are_alike() -> None:
     text = (Path(cpu_amx.__file__).parent / "native" / "call.h").read_text()
     for name in ("rows", "dense", "dropout", "call"):
         body = re.sub(r"//.*", "", re.search(rf"struct {name} \{{(.*?)\}};", text, re.S)[1])
-        fields = getattr(cpu_amx, f"_{name.title()}")._fields_
+        fields = (layout.Memory if name == "call" else getattr(layout, f"_{name.title()}"))._fields_
         assert re.findall(r"(\w+)\s*[,;]", body) == [field for field, _ in fields]

@@ -11,6 +11,7 @@ from accel_kernels import openmp
 from accel_kernels.fp8 import native, quantize
 from accel_kernels.fp8.formats import E4M3, Scaling
 from accel_kernels.segmented_attention import cpu_amx
+from accel_kernels.segmented_attention.cpu_amx.library import library as compiled
 
 linux = pytest.mark.skipif(
     sys.platform != "linux" or not torch.backends.openmp.is_available(),
@@ -58,7 +59,7 @@ def test_codes_are_the_same_on_either(threads) -> None:
 def test_attention_is_the_same_on_either(dtype) -> None:
     if (reason := cpu_amx.why_absent()) is not None:
         pytest.skip(reason)
-    library = cpu_amx._library(dtype)
+    library = compiled(dtype)
     inputs = [torch.randn(1, 2, 700, 64, dtype=dtype, requires_grad=True) for _ in range(3)]
     found = []
     try:

@@ -120,7 +120,7 @@ SPECS = (
         priority=30,
         features=_CPU_AMX,
         # A call costs more than one of torch's own operator, which is slow in bfloat16.
-        worth={torch.bfloat16: {"key_length": 128}, torch.float32: {"key_length": 512}},
+        worth={torch.bfloat16: {"key_length": 16}, torch.float32: {"key_length": 33}},
         proven_on=frozenset({"cpu"}),
     ),
     KernelSpec(

@@ -148,6 +148,44 @@ def _held(call: Call) -> list[Tensor]:
     return found
 
 
+def gradients(
+    kernel: Implementation,
+    call: Call,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """What a backward returns for query, key, value and bias; differentiable where that is asked.
+
+    Args:
+        kernel: As `run`; `query`, `key` and `value` too.
+        call: With or without its bias tensor.
+        grad_out: As `out`.
+        grad_lse: As `lse`; None: zeros.
+        query: See `kernel`.
+        key: See `kernel`.
+        value: See `kernel`.
+        bias: The bias tensor, if there is one.
+        out: What the forward returned.
+        lse: What the forward returned.
+    """
+    kind = query.device.type
+    off = torch.autocast(kind, enabled=False) if under_autocast(kind) else nullcontext()
+    with off:
+        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+            found: tuple[Tensor, Tensor, Tensor, Tensor | None] = SegmentedAttentionBackward.apply(
+                kernel, call, grad_out, grad_lse, query, key, value, bias, out, lse
+            )
+            return found
+        call = with_bias(call, bias)
+        return kernel.backward(grad_out, grad_lse, query, key, value, out, lse, call)
+
+
 class SegmentedAttention(torch.autograd.Function):
     """A call of a kernel; its inputs are kernel, call, query, key, value and bias tensor."""
 
@@ -185,16 +223,9 @@ class SegmentedAttention(torch.autograd.Function):
             grad_out = torch.zeros_like(out)
         if not ctx.call.return_lse:
             grad_lse = None
-        kind = query.device.type
-        off = torch.autocast(kind, enabled=False) if under_autocast(kind) else nullcontext()
-        with off:
-            if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-                found = SegmentedAttentionBackward.apply(
-                    ctx.kernel, ctx.call, grad_out, grad_lse, query, key, value, bias, out, lse
-                )
-            else:
-                call = with_bias(ctx.call, bias)
-                found = ctx.kernel.backward(grad_out, grad_lse, query, key, value, out, lse, call)
+        found = gradients(
+            ctx.kernel, ctx.call, grad_out, grad_lse, query, key, value, bias, out, lse
+        )
         return (None, None, *found)
 
     @staticmethod

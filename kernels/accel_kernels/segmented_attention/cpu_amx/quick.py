@@ -1,0 +1,98 @@
+"""Calls of a kind, laid out once: the way of short sequences.
+
+A kind is what shapes, dtype, mask and scale say. Between a call and C is then one small
+autograd function, if gradients are wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from accel_kernels.segmented_attention.call import Call
+from accel_kernels.segmented_attention.cpu_amx.layout import Layout, aligned, lay_out
+from accel_kernels.segmented_attention.cpu_amx.passes import (
+    backward_pass,
+    forward_layout,
+    forward_pass,
+)
+from accel_kernels.segmented_attention.differentiable import Implementation, gradients
+
+Way = Callable[[Tensor, Tensor, Tensor], "Tensor | None"]
+
+
+class _Kind(NamedTuple):
+    """What all calls of a kind have in common; `kernel` and `call` are for second derivatives."""
+
+    kernel: Implementation
+    call: Call
+    forward: Layout
+    backward: Layout
+
+
+class _Attention(torch.autograd.Function):
+    """A call of a kind; its inputs are the kind, query, key and value."""
+
+    @staticmethod
+    def forward(ctx: Any, kind: _Kind, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The output alone."""
+        out, lse = forward_pass(kind.forward, query, key, value)
+        ctx.kind = kind
+        ctx.save_for_backward(query, key, value, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> Any:
+        """Gradients of the inputs."""
+        query, key, value, out, lse = ctx.saved_tensors
+        kind = ctx.kind
+        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+            found = gradients(
+                kind.kernel, kind.call, grad_out, None, query, key, value, None, out, lse
+            )
+            return (None, *found[:3])
+        return (
+            None,
+            *backward_pass(kind.backward, aligned(grad_out), query, key, value, out, lse),
+        )
+
+
+def way(
+    kernel: Implementation, query: Tensor, key: Tensor, value: Tensor, call: Call
+) -> Way | None:
+    """How to compute a call and all others of its kind; None where this is not the way.
+
+    Args:
+        kernel: Whose passes these are.
+        query: `[B, H, T, D]`; of the three no value counts.
+        key: `[B, H_kv, S, D]`.
+        value: `[B, H_kv, S, D_v]`.
+        call: With no options but mask and scale.
+
+    Returns:
+        A function from the three tensors to the output, or to None under forward-mode derivatives.
+    """
+    given = (query, key, value)
+    if any(t.numel() == 0 or t.stride(3) != 1 or t.is_neg() for t in given):
+        return None
+    forward = forward_layout(query, key, value, call)
+    kind = _Kind(kernel, call, forward, lay_out(query, key, value, call))
+    if forward.kept:  # a mask of tensors: they are not the kind's but the call's
+        return None
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor | None:
+        # C reads memory and would drop the tangents.
+        return None if forward_ad._current_level >= 0 else apply(kind, query, key, value)
+
+    tracked = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
+    apply: Callable[[_Kind, Tensor, Tensor, Tensor], Tensor]
+    apply = _Attention.apply if tracked else _output
+    return attend
+
+
+def _output(kind: _Kind, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return forward_pass(kind.forward, query, key, value)[0]
