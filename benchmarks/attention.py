@@ -156,6 +156,29 @@ def targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+SHORT, MOST_MORE_US = 512, 40.0
+
+
+def short_calls(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The most microseconds that a pass of a short call takes more than SDPA's."""
+    least = {row["case"]: row for row in rows if row["form"] == "sdpa"}
+    more = [
+        (1e6 * (row[f"{part}_seconds"] - least[row["case"]][f"{part}_seconds"]), row["case"], part)
+        for row in rows
+        for part in ("forward", "backward")
+        if row["form"] == "accel" and int(row["case"].split(" keys")[0].split()[-1]) < SHORT
+    ]
+    if not more:
+        return None
+    worst, case, part = max(more)
+    return {
+        "below_keys": SHORT,
+        "most_us": MOST_MORE_US,
+        "worst_us": worst,
+        "of": f"{case}: {part}",
+    }
+
+
 def matmul_rate(dtype: torch.dtype, size: int = 2048) -> float:
     """GFLOP/s of a square product, the best of some."""
     device = accel.current_device()
@@ -219,6 +242,7 @@ def main() -> None:
     result = {
         "rows": rows,
         "targets": targets(rows) if accel.current_device().family == "cpu" else [],
+        "short": short_calls(rows) if accel.current_device().family == "cpu" else None,
         "dispatch": dispatch_cost(),
         "matmul_gflops": rates,
         "memory": peaks,

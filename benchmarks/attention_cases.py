@@ -196,9 +196,9 @@ def cases(longest: int) -> list[Case]:
         for dtype in BOTH
         for mask in ("full", "causal")
         for heads, lengths in (
-            (1, (512, 4096)),
-            (4, (128, 512, 1024, 2048, 8192)),
-            (16, (512, 2048)),
+            (1, (64, 256, 512, 4096)),
+            (4, (64, 128, 256, 384, 512, 1024, 2048, 8192)),
+            (16, (64, 256, 512, 2048)),
         )
         for length in lengths
     ]
@@ -208,5 +208,5 @@ def cases(longest: int) -> list[Case]:
     found += [Case(8192, "causal", dtype, 4, head_size=128) for dtype in BOTH]
     found += [Case(40960, "full", dtype, 8, 1, queries=1, backward=False) for dtype in BOTH]
     found += [Case(40960, "full", dtype, 1, queries=1, backward=False) for dtype in BOTH]
-    found += [Case(1, "full", torch.float32, 1), Case(64, "causal", torch.float32, 4)]
+    found += [Case(length, "causal", dtype) for dtype in BOTH for length in (1, 16)]
     return [case for case in found if case.length <= max(longest, 1)]

@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import accel
 from accel.attention import alibi, causal, documents, key_lengths, prefix, relative_bias, window
-from accel_kernels.segmented_attention import operators
+from accel_kernels.masks import Sizes
+from accel_kernels.segmented_attention import cpu_amx, operators
 from accel_kernels.segmented_attention.call import Call, Dropout
 from accel_kernels.segmented_attention.formula import whole_attention
 from tests.kernels.attention_cases import CASES, Case, bias_of, bias_tensor, draw, mask_of
@@ -58,6 +59,34 @@ def test_gradcheck_and_gradgradcheck(backend, options, name) -> None:
     assert torch.autograd.gradcheck(function, inputs)
     # Along random directions: the formula of second derivatives is checked by itself below.
     assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"mask": causal() & window(2, 0)}], ids=str)
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [*((own, name) for own in OWN for name in (None, "alibi", "dense")), ("cpu_amx", None)],
+)
+def test_batched_gradients(backend, options, name) -> None:
+    """`is_grads_batched` maps in a way of its own, which knows no `torch.func`."""
+    if backend == "cpu_amx" and (reason := cpu_amx.why_absent()) is not None:
+        pytest.skip(reason)
+    inputs = [tensor.float().requires_grad_() for tensor in small(40, 50, 50, size=8)]
+    if name:
+        inputs.append(bias_tensor(name, Sizes(1, 2, 40, 50)).float().requires_grad_())
+    bias = bias_of(name, inputs[3]) if name else None
+    state = accel.segmented_attention(
+        *inputs[:3], **options, bias=bias, return_lse=True, backend=backend
+    )
+    outputs = (state.out, state.lse)
+    grads = [torch.randn(3, *tensor.shape) for tensor in outputs]
+    batched = {"is_grads_batched": True, "retain_graph": True}
+    found = torch.autograd.grad(outputs, inputs, grads, **batched)
+    for n in range(3):
+        wanted = torch.autograd.grad(outputs, inputs, [g[n] for g in grads], retain_graph=True)
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one[n], other)
+    with pytest.raises(RuntimeError, match="is_grads_batched=True: torch drops it"):
+        torch.autograd.grad(outputs, inputs, grads, create_graph=True, **batched)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -177,13 +177,31 @@ def gradients(
     kind = query.device.type
     off = torch.autocast(kind, enabled=False) if under_autocast(kind) else nullcontext()
     with off:
+        if torch.is_grad_enabled() and in_legacy_vmap(grad_out, grad_lse):
+            raise RuntimeError(
+                "segmented_attention has no second derivative of gradients that are computed with "
+                "is_grads_batched=True: torch drops it there. Compute them one by one, or with "
+                "torch.func.vmap"
+            )
         if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
             found: tuple[Tensor, Tensor, Tensor, Tensor | None] = SegmentedAttentionBackward.apply(
                 kernel, call, grad_out, grad_lse, query, key, value, bias, out, lse
             )
             return found
         call = with_bias(call, bias)
+        if in_legacy_vmap(grad_out, grad_lse):
+            # Which knows nothing of autograd functions, but calls any operator once an entry.
+            from accel_kernels.segmented_attention.operators import call_backward_operator
+
+            return call_backward_operator(
+                kernel.name, grad_out, grad_lse, query, key, value, out, lse, call
+            )
         return kernel.backward(grad_out, grad_lse, query, key, value, out, lse, call)
+
+
+def in_legacy_vmap(*tensors: Tensor | None) -> bool:
+    """Whether one is what `is_grads_batched=True` makes of many, and has no memory to read."""
+    return any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors)
 
 
 class SegmentedAttention(torch.autograd.Function):

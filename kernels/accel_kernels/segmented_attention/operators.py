@@ -22,7 +22,7 @@ from accel_kernels.masks import (
     visibility,
 )
 from accel_kernels.segmented_attention.call import BIAS_KINDS, Bias, Call, Dropout, sizes_of
-from accel_kernels.segmented_attention.differentiable import implementation
+from accel_kernels.segmented_attention.differentiable import Gradients, implementation
 from accel_kernels.segmented_attention.flops import register_flops
 from accel_kernels.segmented_attention.state import accumulation_dtype
 
@@ -55,6 +55,23 @@ def call_operator(
         query, key, value, *_encoded(query, key, call), backend
     )
     return result
+
+
+def call_backward_operator(
+    backend: str,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    call: Call,
+) -> Gradients:
+    """The operator for the backward of a call: its gradients."""
+    given = (grad_out, grad_lse, query, key, value, out, lse)
+    *found, bias = _backward(*given, *_encoded(query, key, call), backend)
+    return Gradients(*found, None if call.bias is None else bias)
 
 
 def _encoded(query: Tensor, key: Tensor, call: Call) -> tuple[Any, ...]:

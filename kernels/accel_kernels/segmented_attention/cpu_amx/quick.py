@@ -13,14 +13,19 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from accel_kernels.segmented_attention.call import Call
+from accel_kernels.masks import Causal, visibility
+from accel_kernels.segmented_attention.call import Call, sizes_of
 from accel_kernels.segmented_attention.cpu_amx.layout import Layout, aligned, lay_out
 from accel_kernels.segmented_attention.cpu_amx.passes import (
     backward_pass,
     forward_layout,
     forward_pass,
 )
-from accel_kernels.segmented_attention.differentiable import Implementation, gradients
+from accel_kernels.segmented_attention.differentiable import (
+    Implementation,
+    gradients,
+    in_legacy_vmap,
+)
 
 Way = Callable[[Tensor, Tensor, Tensor], "Tensor | None"]
 
@@ -50,7 +55,11 @@ class _Attention(torch.autograd.Function):
         """Gradients of the inputs."""
         query, key, value, out, lse = ctx.saved_tensors
         kind = ctx.kind
-        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        if (
+            torch.is_grad_enabled()
+            or torch._C._are_functorch_transforms_active()
+            or in_legacy_vmap(grad_out)
+        ):
             found = gradients(
                 kind.kernel, kind.call, grad_out, None, query, key, value, None, out, lse
             )
@@ -79,10 +88,13 @@ def way(
     given = (query, key, value)
     if any(t.numel() == 0 or t.stride(3) != 1 or t.is_neg() for t in given):
         return None
-    forward = forward_layout(query, key, value, call)
-    kind = _Kind(kernel, call, forward, lay_out(query, key, value, call))
-    if forward.kept:  # a mask of tensors: they are not the kind's but the call's
-        return None
+    seen = visibility(call.mask, sizes_of(query, key), query.device)
+    if seen.intervals is not None or seen.dense is not None:
+        return None  # numbers of the call's own
+    # Not the caller's mask, who may change it before a second derivative is computed.
+    call = call._replace(mask=Causal("bottom_right") if seen.causal else None)
+    layouts = (f(query, key, value, call) for f in (forward_layout, lay_out))
+    kind = _Kind(kernel, call, *layouts)
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor | None:
         # C reads memory and would drop the tangents.

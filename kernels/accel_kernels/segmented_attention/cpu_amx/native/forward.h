@@ -89,10 +89,10 @@ static struct panel panel_of(const struct forward *job, const struct forward_blo
 }
 
 // Only what is seen is multiplied: 0 * NaN would be NaN.
-static void add_selected(const struct forward_block *block, long first, const uint32_t *values,
-                         long width, const uint64_t *bits) {
+static void add_selected(const struct forward_block *block, long first, long rows,
+                         const uint32_t *values, long width, const uint64_t *bits) {
     const number *weights = (const number *)block->weights;
-    for (int r = 0; r < STRIP; r++) {
+    for (long r = 0; r < rows; r++) {
         struct chosen chosen = {0};
         for (uint64_t left = bits[r]; left; left &= left - 1) {
             const long k = __builtin_ctzll(left);
@@ -106,9 +106,12 @@ static void add_selected(const struct forward_block *block, long first, const ui
 static void forward_panel(const struct forward *job, const struct forward_block *block, long rows,
                           const struct panel *panel) {
     const int variant = variant_of(&job->shape, job->call), partial = panel->kind == PARTIAL;
-    for (long first = 0; first < rows; first += STRIP) {
+    long strip = STRIP;
+    for (long first = 0; first < rows; first += strip) {
+        const int narrow = rows - first <= 2 * NARROW;  // a strip has no other work than its rows
+        strip = narrow ? NARROW : STRIP;
         uint64_t bits[STRIP], some = 0, every = ~UINT64_C(0);
-        for (int r = 0; partial && r < STRIP; r++) {
+        for (long r = 0; partial && r < strip; r++) {
             bits[r] = row_bits(&job->seen, block->batch, block->head, block->row + first + r,
                                panel->first);
             some |= bits[r];
@@ -116,13 +119,17 @@ static void forward_panel(const struct forward *job, const struct forward_block 
         }
         if (partial && !some) continue;
         const int masked = partial && ~every;
-        weigh_variants[variant | (masked ? MASKED : PLAIN)](job, block, first, panel->keys,
-                                                            panel->first, bits);
+        weigh_variants[narrow][variant | (masked ? MASKED : PLAIN)](
+            job, block, first, panel->keys, panel->first, bits);
+        float *total = block->total + first * job->value_padded;
         if (masked && panel->values_wrong)
-            add_selected(block, first, panel->values, job->value_padded, bits);
+            add_selected(block, first, strip, panel->values, job->value_padded, bits);
+        else if (narrow)
+            add_columns(NARROW, PANEL / PAIR, block->weights, PANEL / PAIR, 1, panel->values, total,
+                        job->value_padded);
         else
-            add_rows(PANEL / PAIR, block->weights, PANEL / PAIR, panel->values,
-                     block->total + first * job->value_padded, job->value_padded);
+            add_rows(PANEL / PAIR, block->weights, PANEL / PAIR, panel->values, total,
+                     job->value_padded);
     }
 }
 

@@ -1,6 +1,6 @@
-// Weights of the softmax for 6 query rows and a panel of 64 keys.
+// Weights of the softmax for a strip of query rows, 6 or 2, and a panel of 64 keys.
 //
-// Scores of 6 rows and 64 keys stay in registers until they are weights. A row's shift is not its
+// Scores of a strip and 64 keys stay in registers until they are weights. A row's shift is not its
 // running maximum but at most 8 (in base 2) below it: weights up to 2^8 are as exact as those up to
 // 1, and sums are rescaled only when a row's maximum has outgrown that, which is rare (the idea of
 // FlashAttention-4).
@@ -15,7 +15,7 @@
 #include "scores.h"
 #include "visible.h"
 
-enum { FORWARD_ROWS = 16 * STRIP, PART_ROWS = FORWARD_ROWS / 3 };
+enum { FORWARD_ROWS = 16 * STRIP, PART_ROWS = FORWARD_ROWS / 3, NARROW = 2 };
 static const float SLACK = 8.0f;
 
 struct forward {
@@ -63,17 +63,17 @@ static __attribute__((noinline)) void raise_shift(const struct forward_block *bl
     block->limit[row] = most + SLACK;
 }
 
-// The weights of 6 rows and a panel; added to the rows' sums before dropout. bits[6]: what the rows
-// see, if masked.
+// The weights of a strip and a panel; added to the rows' sums before dropout. bits[rows]: what the
+// rows see, if masked.
 INLINE void weigh(const struct forward *job, const struct forward_block *block, long first,
-                  const uint32_t *keys, long key, const uint64_t *bits, int variant) {
+                  const uint32_t *keys, long key, const uint64_t *bits, int rows, int variant) {
     f32x16 s[STRIP][COLUMNS];
     unsigned above = 0;
     clear(s);
-    multiply(STRIP, COLUMNS, job->steps, block->query + first * job->steps, job->steps, 1, keys,
+    multiply(rows, COLUMNS, job->steps, block->query + first * job->steps, job->steps, 1, keys,
              PANEL, s);
     const f32x16 none = _mm512_set1_ps(-INFINITY);
-    UNROLL for (int r = 0; r < STRIP; r++) {
+    UNROLL for (int r = 0; r < rows; r++) {
         UNROLL for (int c = 0; c < COLUMNS; c++) {
             f32x16 unused;
             if (variant & SHAPED)
@@ -87,12 +87,12 @@ INLINE void weigh(const struct forward *job, const struct forward_block *block, 
         above |= (unsigned)(_mm512_cmp_ps_mask(greatest(s[r]), limit, _CMP_GT_OQ) != 0) << r;
     }
     if (__builtin_expect(above != 0, 0)) {
-        UNROLL for (int r = 0; r < STRIP; r++)
+        UNROLL for (int r = 0; r < rows; r++)
             if (above >> r & 1)
                 raise_shift(block, first + r, job->value_padded,
                             _mm512_reduce_max_ps(greatest(s[r])));
     }
-    UNROLL for (int r = 0; r < STRIP; r++) {
+    UNROLL for (int r = 0; r < rows; r++) {
         const f32x16 shift = _mm512_set1_ps(block->shift[first + r]);
         UNROLL for (int c = 0; c < COLUMNS; c++) s[r][c] = exp2_of(_mm512_sub_ps(s[r][c], shift));
         float *sums = block->sums + (first + r) * LANES;
@@ -109,10 +109,17 @@ INLINE void weigh(const struct forward *job, const struct forward_block *block, 
     }
 }
 
+typedef void weigh_strip(const struct forward *, const struct forward_block *, long,
+                         const uint32_t *, long, const uint64_t *);
+
 #define WEIGH(name, variant)                                                                      \
     static void name(const struct forward *job, const struct forward_block *block, long first,    \
                      const uint32_t *keys, long key, const uint64_t *bits) {                      \
-        weigh(job, block, first, keys, key, bits, variant);                                       \
+        weigh(job, block, first, keys, key, bits, STRIP, variant);                                \
+    }                                                                                             \
+    static void narrow_##name(const struct forward *job, const struct forward_block *block,       \
+                              long first, const uint32_t *keys, long key, const uint64_t *bits) { \
+        weigh(job, block, first, keys, key, bits, NARROW, variant);                               \
     }
 WEIGH(weigh_plain, PLAIN)
 WEIGH(weigh_masked, MASKED)
@@ -122,9 +129,11 @@ WEIGH(weigh_dropped, DROPPED)
 WEIGH(weigh_dropped_masked, DROPPED | MASKED)
 WEIGH(weigh_dropped_shaped, DROPPED | SHAPED)
 WEIGH(weigh_dropped_shaped_masked, DROPPED | SHAPED | MASKED)
-static void (*const weigh_variants[])(const struct forward *, const struct forward_block *, long,
-                                      const uint32_t *, long, const uint64_t *) = {
-    weigh_plain, weigh_masked, weigh_shaped, weigh_shaped_masked,
-    weigh_dropped, weigh_dropped_masked, weigh_dropped_shaped, weigh_dropped_shaped_masked};
+#undef WEIGH
+#define VARIANTS(prefix)                                                                          \
+    {prefix##plain,   prefix##masked,         prefix##shaped,         prefix##shaped_masked,      \
+     prefix##dropped, prefix##dropped_masked, prefix##dropped_shaped, prefix##dropped_shaped_masked}
+static weigh_strip *const weigh_variants[2][8] = {VARIANTS(weigh_), VARIANTS(narrow_weigh_)};
+#undef VARIANTS
 
 #endif
