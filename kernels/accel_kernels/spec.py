@@ -60,8 +60,8 @@ class KernelSpec:
             below, another kernel is as quick. Traced code, which serves many sizes, takes it for
             all.
         requires: Modules that must be installed.
-        absent: Says why this machine cannot run it, or None if it can; asked once, when nothing
-            else speaks against it.
+        absent: Says why this machine cannot run it in a dtype, or None if it can; asked once, when
+            nothing else speaks against it.
         differentiable: It has a backward.
         deterministic: The same inputs give the same bits.
         proven_on: Device types on whose real hardware it has been run. Elsewhere it is "not yet
@@ -82,7 +82,7 @@ class KernelSpec:
     limits: Mapping[str, tuple[int, int]] = field(default_factory=dict, hash=False)
     worth: Mapping[torch.dtype, Mapping[str, int]] = field(default_factory=dict, hash=False)
     requires: tuple[str, ...] = ()
-    absent: Callable[[], str | None] | None = None
+    absent: Callable[[torch.dtype], str | None] | None = None
     differentiable: bool = True
     deterministic: bool = True
     proven_on: frozenset[str] = frozenset()
@@ -120,7 +120,7 @@ class KernelSpec:
             reasons.append("has no backward")
         if request.deterministic and not self.deterministic:
             reasons.append("is not deterministic")
-        if not reasons and self.absent is not None and (reason := self.absent()) is not None:
+        if not reasons and self.absent is not None and (reason := self.absent(request.dtype)):
             reasons.append(reason)
         return reasons
 

@@ -16,7 +16,7 @@ from accel_kernels.segmented_attention.call import Call, Dropout, alibi
 from accel_kernels.segmented_attention.cpu_amx import layout, library
 from accel_kernels.segmented_attention.formula import whole_attention
 
-ABSENT = cpu_amx.why_absent()
+ABSENT = cpu_amx.why_absent(torch.bfloat16)
 pytestmark = pytest.mark.skipif(ABSENT is not None, reason=f"cpu_amx: {ABSENT}")
 
 # (batch, heads, key heads, queries, keys, head size, value head size), mask, scale
@@ -323,9 +323,9 @@ def test_lse_is_as_exact_as_in_float32(draw) -> None:
     assert_within_budget(lse, by_torch, exact)
 
 
-def fresh_reason() -> str | None:
+def fresh_reason(dtype: torch.dtype = torch.bfloat16) -> str | None:
     library.library.cache_clear()
-    return cpu_amx.why_absent.__wrapped__()
+    return cpu_amx.why_absent.__wrapped__(dtype)
 
 
 FEW = [
@@ -394,12 +394,21 @@ def test_rows_without_a_finite_score_among_many_keys(draw) -> None:
 def test_why_not_without_the_instructions(monkeypatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert "AVX512-BF16" in fresh_reason()
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: False)
+    assert "AVX-512" in fresh_reason(torch.float32)
+
+
+def test_float32_needs_no_instructions_for_bfloat16(monkeypatch) -> None:
+    """The compiler refuses them without its flag."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert fresh_reason(torch.float32) is None
+    assert "-mavx512bf16" not in library._FLAGS[torch.float32]
 
 
 def test_code_that_names_it_is_refused_without_the_instructions(draw, monkeypatch) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: False)
     library.library.cache_clear()
-    with pytest.raises(RuntimeError, match=r"needs a CPU with AVX512-BF16.*backend='cpu'"):
+    with pytest.raises(RuntimeError, match=r"needs a CPU with AVX-512.*backend='cpu'"):
         cpu_amx.forward(*draw((1, 1, 1, 5, 5, 8, 8)), Call(None, 0.2))
 
 

@@ -20,7 +20,7 @@ from accel_kernels.segmented_attention import cpu_amx
 from accel_kernels.segmented_attention.call import Call
 from accel_kernels.segmented_attention.formula import whole_attention
 
-ABSENT = cpu_amx.why_absent()
+ABSENT = cpu_amx.why_absent(torch.bfloat16)
 pytestmark = pytest.mark.skipif(ABSENT is not None, reason=f"cpu_amx: {ABSENT}")
 
 # (query heads, key heads, queries, keys, head size, value head size), mask

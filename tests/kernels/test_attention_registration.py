@@ -68,7 +68,7 @@ def test_gradcheck_and_gradgradcheck(backend, options, name) -> None:
 )
 def test_batched_gradients(backend, options, name) -> None:
     """`is_grads_batched` maps in a way of its own, which knows no `torch.func`."""
-    if backend == "cpu_amx" and (reason := cpu_amx.why_absent()) is not None:
+    if backend == "cpu_amx" and (reason := cpu_amx.why_absent(torch.float32)):
         pytest.skip(reason)
     inputs = [tensor.float().requires_grad_() for tensor in small(40, 50, 50, size=8)]
     if name:

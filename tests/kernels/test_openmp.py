@@ -57,7 +57,7 @@ def test_codes_are_the_same_on_either(threads) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_is_the_same_on_either(dtype) -> None:
-    if (reason := cpu_amx.why_absent()) is not None:
+    if (reason := cpu_amx.why_absent(dtype)) is not None:
         pytest.skip(reason)
     library = compiled(dtype)
     inputs = [torch.randn(1, 2, 700, 64, dtype=dtype, requires_grad=True) for _ in range(3)]

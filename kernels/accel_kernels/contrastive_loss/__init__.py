@@ -33,7 +33,7 @@ def _cpu_avx512() -> Any:
     return cpu_avx512.PASSES
 
 
-def _cpu_avx512_absent() -> str | None:
+def _cpu_avx512_absent(_dtype: torch.dtype) -> str | None:
     from accel_kernels.contrastive_loss import cpu_avx512
 
     return cpu_avx512.why_absent()

@@ -41,7 +41,7 @@ def _cpu_avx512() -> Callable[..., Any]:
     return cpu_avx512.scaled_matmul
 
 
-def _cpu_avx512_absent() -> str | None:
+def _cpu_avx512_absent(_dtype: torch.dtype) -> str | None:
     from accel_kernels.scaled_matmul import cpu_avx512
 
     return cpu_avx512.why_absent()
@@ -53,13 +53,13 @@ def _scaled_mm() -> Callable[..., Any]:
     return scaled_mm.scaled_matmul
 
 
-def _scaled_mm_absent() -> str | None:
+def _scaled_mm_absent(_dtype: torch.dtype) -> str | None:
     from accel_kernels.scaled_matmul.scaled_mm import chip
 
     return chip.why_absent()
 
 
-def _scaled_mm_mx_absent() -> str | None:
+def _scaled_mm_mx_absent(_dtype: torch.dtype) -> str | None:
     from accel_kernels.scaled_matmul.scaled_mm import chip
 
     return chip.why_mx_absent()
@@ -71,7 +71,7 @@ def _npu() -> Callable[..., Any]:
     return npu.scaled_matmul
 
 
-def _npu_absent() -> str | None:
+def _npu_absent(_dtype: torch.dtype) -> str | None:
     from accel_kernels.scaled_matmul import npu
 
     return npu.why_absent()

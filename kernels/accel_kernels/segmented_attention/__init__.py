@@ -34,10 +34,10 @@ def _cpu_amx() -> Callable[..., Any]:
     return cpu_amx.segmented_attention
 
 
-def _cpu_amx_absent() -> str | None:
+def _cpu_amx_absent(dtype: torch.dtype) -> str | None:
     from accel_kernels.segmented_attention import cpu_amx
 
-    return cpu_amx.why_absent()
+    return cpu_amx.why_absent(dtype)
 
 
 # What `torch.compiler.assume_constant_result` sets, without importing the compiler for it: the

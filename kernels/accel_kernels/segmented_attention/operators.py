@@ -71,7 +71,8 @@ def call_backward_operator(
     """The operator for the backward of a call: its gradients."""
     given = (grad_out, grad_lse, query, key, value, out, lse)
     *found, bias = _backward(*given, *_encoded(query, key, call), backend)
-    return Gradients(*found, None if call.bias is None else bias)
+    grad_query, grad_key, grad_value = found
+    return Gradients(grad_query, grad_key, grad_value, None if call.bias is None else bias)
 
 
 def _encoded(query: Tensor, key: Tensor, call: Call) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from accel_kernels import fp8
-from accel_kernels.avx512 import FLAGS, TRANSPOSE_HEADER, why_unfit
+from accel_kernels.avx512 import BF16_FLAGS, TRANSPOSE_HEADER, why_unfit
 from accel_kernels.compiled import CompileError, compiled_library
 from accel_kernels.fp8 import Format, Quantized, decode
 from accel_kernels.openmp import TEAM_HEADER, use_torch_threads
@@ -61,7 +61,7 @@ class _Call(ctypes.Structure):
 @functools.cache
 def why_absent() -> str | None:
     """Why this machine cannot run it; None if it can. Compiles it, the first time."""
-    if (reason := why_unfit()) is not None:
+    if (reason := why_unfit(bf16=True)) is not None:
         return reason
     try:
         _library()
@@ -76,7 +76,7 @@ def why_absent() -> str | None:
 def _library() -> ctypes.CDLL:
     source = Path(__file__).parent / "native" / "matmul.c"
     shared = [Path(fp8.__file__).parent / "native" / "threads.h", TEAM_HEADER, TRANSPOSE_HEADER]
-    library = ctypes.CDLL(str(compiled_library(source, _WHAT, FLAGS, shared)))
+    library = ctypes.CDLL(str(compiled_library(source, _WHAT, BF16_FLAGS, shared)))
     use_torch_threads(library)
     library.accel_scaled_matmul.argtypes = (ctypes.POINTER(_Call),)
     library.accel_scaled_matmul.restype = ctypes.c_int

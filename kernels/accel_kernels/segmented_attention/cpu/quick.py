@@ -52,12 +52,19 @@ def way(query: Tensor, key: Tensor, value: Tensor, call: Call, tile: int) -> Way
     if is_few(query, key) or (tracked and not _has_quick_backward(query, key, tile)):
         return None
     scale, alone = call.scale, is_alone(batch * heads, length, keys, size)
+    if alone and length > BLOCK:
+        if tracked and torch.get_num_threads() > 1:
+            return None  # the backward would leave its threads to MKL
+        alone = tracked  # the forward shares its rows among threads
     # aten gives zeros to a row of so few scores that are all NaN. Hidden values reach the output
     # and gradients as 0 * NaN; infinite queries and keys need not show in it, and reach gradients.
     scores, values = keys < _VECTOR or (diagonal and tracked), diagonal
     brink = max(query.numel(), key.numel(), value.numel()) == _SHARED
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor | None:
+        twice = alone and torch.get_num_threads() > 1
+        if twice and length > BLOCK:
+            return None  # there are more threads than when this was prepared
         if scores or values:
             if tracked:  # a graph of a check would cost as much as the check
                 torch._C._set_grad_enabled(False)
@@ -71,9 +78,7 @@ def way(query: Tensor, key: Tensor, value: Tensor, call: Call, tile: int) -> Way
                     torch._C._set_grad_enabled(True)
             if not math.isfinite(total):
                 return None
-        if alone and torch.get_num_threads() > 1:
-            if tracked and length > BLOCK:
-                return None  # the forward shares its rows among threads, and need not be made twice
+        if twice:
             query, key, value = (tensor.expand(2, -1, -1, -1) for tensor in (query, key, value))
             out = _aten(query, key, value, 0.0, diagonal, scale=scale)[0][:1]
         else:

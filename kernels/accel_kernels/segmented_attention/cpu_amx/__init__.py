@@ -1,4 +1,6 @@
-"""Compiled attention in bfloat16 and float32 for CPUs with AVX512-BF16, forward and backward.
+"""Compiled attention for CPUs with AVX-512, forward and backward.
+
+In float32, and in bfloat16 where the CPU multiplies it.
 
 The C sources are in `native/`; they are compiled with this machine's compiler on first use, once
 for each dtype. Products have float32 sums over the whole length, also those of the gradients of

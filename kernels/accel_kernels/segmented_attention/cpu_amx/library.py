@@ -8,23 +8,26 @@ from pathlib import Path
 
 import torch
 
-from accel_kernels.avx512 import FLAGS, TRANSPOSE_HEADER, why_unfit
+from accel_kernels.avx512 import BF16_FLAGS, FLAGS, TRANSPOSE_HEADER, why_unfit
 from accel_kernels.compiled import CompileError, compiled_library
 from accel_kernels.openmp import TEAM_HEADER, use_torch_threads
 from accel_kernels.segmented_attention.cpu_amx.layout import Memory
 
 _WHAT = "attention"
-_NUMBERS = {torch.bfloat16: (), torch.float32: ("-DACCEL_FLOAT32",)}
+_FLAGS = {torch.bfloat16: BF16_FLAGS, torch.float32: (*FLAGS, "-DACCEL_FLOAT32")}
 
 
 @functools.cache
-def why_absent() -> str | None:
-    """Why this machine cannot run it; None if it can. Compiles it, the first time."""
-    if (reason := why_unfit()) is not None:
+def why_absent(dtype: torch.dtype) -> str | None:
+    """Why this machine cannot run it; None if it can. Compiles it, the first time.
+
+    Args:
+        dtype: Of the tensors, bfloat16 or float32.
+    """
+    if (reason := why_unfit(bf16=dtype == torch.bfloat16)) is not None:
         return reason
     try:
-        for dtype in _NUMBERS:
-            library(dtype)
+        library(dtype)
     except CompileError as error:
         return str(error)
     except OSError as error:
@@ -42,13 +45,13 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
         OSError: What was compiled cannot be loaded.
     """
     # An exported program names its kernel, and asks nobody whether another machine can run it.
-    if (reason := why_unfit()) is not None:
+    if (reason := why_unfit(bf16=dtype == torch.bfloat16)) is not None:
         raise RuntimeError(
             f"segmented_attention's backend cpu_amx {reason}; for other machines export a program "
             "with backend='cpu'"
         )
     source = Path(__file__).parent / "native" / "attention.c"
-    flags = (*_NUMBERS[dtype], *FLAGS, "-mbmi2", "-lm")
+    flags = (*_FLAGS[dtype], "-mbmi2", "-lm")
     loaded = ctypes.CDLL(
         str(compiled_library(source, _WHAT, flags, [TEAM_HEADER, TRANSPOSE_HEADER]))
     )
