@@ -186,6 +186,7 @@ def part_of(module: str) -> str | None:
         "masks",
         "openmp",
         "philox",
+        "references",
         "triton_language",
         "sketch",
     }:

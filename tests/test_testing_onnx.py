@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import accel
+from accel.attention import onnx_translations, window
+from accel.errors import BackendError
 from accel.numerics import load_recording
 from accel.numerics.onnx_runs import (
     OPTIMIZATIONS,
@@ -81,6 +83,38 @@ def test_every_operator_is_aligned(exported) -> None:
     ]
     assert len(tensors) > 50
     assert set(tensors) <= set(exported.names)
+
+
+class Attending(nn.Module):
+    """Both forms that Accel's attention has in ONNX: an operator of the runtime and scans."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(32, 96)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4)
+        found = accel.segmented_attention(q, k, v, is_causal=True)
+        for reach in (5, 20):
+            found = found + accel.segmented_attention(q, k, v, mask=window(reach, 0))
+        return found
+
+
+def test_attention_of_accel_is_taken_by_its_translations_and_judged(tmp_path) -> None:
+    model, x = Attending().eval(), torch.randn(2, 150, 32)
+    with pytest.raises(BackendError, match="segmented_attention"):
+        export_forward(model, (x,))
+    record_onnxruntime(model, (x,), tmp_path / "onnx", translations=onnx_translations())
+    with torch.no_grad(), accel.numerics.record(model, tmp_path / "torch", level="full"):
+        model(x)
+    replay = accel.numerics.replay(tmp_path / "onnx")
+    (step,) = replay.steps
+    calls = [one for one in step.operators if "segmented_attention" in one.key.op]
+    assert [one.judged.verdict for one in calls] == ["within"] * 3
+    assert replay.out == ()
+    compared = accel.numerics.compare(tmp_path / "torch", tmp_path / "onnx")
+    rows = [row for row in compared.rows if "segmented_attention" in row.name]
+    assert [row.status for row in rows if row.name.endswith("output 0")] == ["rounding"] * 3
 
 
 def test_a_module_called_in_several_ways_is_said_and_its_operators_are_there(tmp_path) -> None:

@@ -197,7 +197,10 @@ class _Inside:
         )  # fmt: skip
 
     def op(self, name: str, *inputs: Any, **attributes: Any) -> Any:
-        return self.tape.op(name, list(inputs), attributes)
+        value = self.tape.op(name, list(inputs), attributes)
+        # Left without a name it would get one that the graph around may have given already.
+        value.name = f"block_{len(self.tape.nodes)}"
+        return value
 
     def number(self, value: float) -> Any:
         return self.op("Constant", value_float=value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,11 @@ class Exported:
 
 
 def export_forward(
-    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
+    module: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    translations: Mapping[Any, Callable[..., Any]] | None = None,
 ) -> Exported:
     """Export a model's forward for one set of inputs; shapes are fixed.
 
@@ -58,6 +62,8 @@ def export_forward(
         module: On the CPU, in any mode in which its forward draws no random numbers.
         args: Of its forward.
         kwargs: Keyword arguments of its forward.
+        translations: Of operators that the exporter does not know, as its
+            `custom_translation_table`; `accel.attention.onnx_translations()` of Accel's attention.
 
     Raises:
         BackendError: A package is missing, or the exporter has no translation for an operator.
@@ -71,7 +77,13 @@ def export_forward(
         with _quiet(), torch.no_grad():
             program, places = _program(module, tuple(args), given)
             _check_deterministic(program)
-            converted = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
+            converted = torch.onnx.export(
+                program,
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                custom_translation_table=dict(translations or {}),
+            )
     except (RuntimeError, NotImplementedError) as error:
         if isinstance(error, BackendError):
             raise

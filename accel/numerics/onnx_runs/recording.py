@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ def record_onnxruntime(
     path: str | os.PathLike[str] = "run-onnxruntime",
     *,
     kwargs: Mapping[str, Any] | None = None,
+    translations: Mapping[Any, Callable[..., Any]] | None = None,
     optimization: Optimization = "disable_all",
     watch: Watch = "operators",
     level: Literal["sketch", "full"] = "full",
@@ -43,6 +44,7 @@ def record_onnxruntime(
         args: Of the module's forward; empty for what is exported already.
         path: The directory to write.
         kwargs: Keyword arguments of its forward.
+        translations: As `export_forward`; None for what is exported already.
         optimization: How far ONNX Runtime may rewrite the program.
         watch: Which values are looked at: every operator's results, or only what goes into and out
             of modules, so that ONNX Runtime may fuse what is between.
@@ -58,7 +60,11 @@ def record_onnxruntime(
         raise ValueError(f"watch must be 'operators' or 'modules', got {watch!r}")
     if level not in ("sketch", "full"):
         raise ValueError(f"level must be 'sketch' or 'full', got {level!r}")
-    exported = model if isinstance(model, Exported) else export_forward(model, args, kwargs)
+    exported = (
+        model
+        if isinstance(model, Exported)
+        else export_forward(model, args, kwargs, translations=translations)
+    )
     watched = _watched(exported, watch)
     values = run_onnxruntime(exported, optimization=optimization, watched=watched)
     manifest = _manifest(exported, optimization, watch, level)

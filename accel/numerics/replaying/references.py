@@ -1,8 +1,9 @@
 """Where the float64 truth of an operator comes from, by the operator's name.
 
-In this order: what was registered; the formulas here; the vendor's references of accel_kernels;
-torch's own operators in float64 on the CPU. A library's operator is never its own reference: what
-is wrong in float32 is wrong in float64 too.
+In this order: what was registered; the formulas here; the references of accel_kernels, of a
+vendor's operators and of its own; torch's own operators in float64 on the CPU. A library's operator
+is never its own reference: what is wrong in float32 is wrong in float64 too. Of several kernels of
+one operator another is.
 """
 
 from __future__ import annotations
@@ -76,14 +77,14 @@ def replayer(call: Call, recorded: Results) -> Callable[[Mapping[str, Given]], R
     reason = why_nothing_to_check(call.name, call.overload)
     if reason is not None:
         raise CannotReplayError(reason)
-    vendor = _vendor(full)
-    if vendor is None and not call.name.startswith(_OF_TORCH):
+    packaged = _of_a_package(full)
+    if packaged is None and not call.name.startswith(_OF_TORCH):
         raise CannotReplayError(
             f"no reference is registered for {full}; accel.numerics.register_reference takes one"
         )
-    if vendor is None:
+    if packaged is None:
         admit(call, recorded)
-    function = overload_of(call.name, call.overload) if vendor is None else vendor
+    function = overload_of(call.name, call.overload) if packaged is None else packaged
     return functools.partial(results_of, function, call)
 
 
@@ -117,15 +118,15 @@ def _formulas() -> Mapping[str, Formula]:
     return {**formulas.FORMULAS, **attentions.FORMULAS, **recurrent.FORMULAS}
 
 
-def _vendor(full: str) -> Function | None:
+def _of_a_package(full: str) -> Function | None:
+    """The reference that accel_kernels has, of a vendor's operator or one of its own."""
     namespace, _, short = full.partition("::")
-    if namespace != "npu":
-        return None
-    from accel_kernels.vendor import npu
+    if namespace == "npu":
+        from accel_kernels.vendor import npu
 
-    function = npu.REFERENCES.get(short)
-    if function is None:
-        raise CannotReplayError(
-            f"no reference is registered for {full}; accel.numerics.register_reference takes one"
-        )
-    return function
+        return npu.REFERENCES.get(short)
+    if namespace == "accel_kernels":
+        from accel_kernels.references import reference_of
+
+        return reference_of(short)
+    return None

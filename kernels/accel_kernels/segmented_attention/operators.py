@@ -155,7 +155,11 @@ def _compute_backward(
         found = implementation(backend).backward(
             grad_out, grad_lse, query, key, value, out, lse, _decoded(*arguments)
         )
-    bias = query.new_empty(0) if found.bias is None else found.bias.contiguous()
+    given = arguments[_BIAS]
+    if found.bias is not None:
+        bias = found.bias.contiguous()
+    else:
+        bias = query.new_empty(0) if given is None else torch.zeros_like(given)
     return found.query.contiguous(), found.key.contiguous(), found.value.contiguous(), bias
 
 
