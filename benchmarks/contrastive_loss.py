@@ -179,7 +179,9 @@ def parsed() -> argparse.Namespace:
     here = [
         spec.name
         for spec in SPECS
-        if kind in spec.devices and not spec.missing and (not spec.absent or not spec.absent())
+        if kind in spec.devices
+        and not spec.missing
+        and (not spec.absent or not spec.absent(torch.float32))
     ]
     parser.add_argument("--backends", nargs="+", default=here)
     parser.add_argument("--measure", nargs=3, metavar=("KIND", "FORM", "ROWS"), help="its own")

@@ -53,7 +53,11 @@ def measured(forms: Forms, rounds: int) -> dict[str, float]:
 def kernels() -> dict[str, Callable[..., Tensor]]:
     """Those for CPUs that run here."""
     here = [spec for spec in SPECS if "cpu" in spec.devices]
-    return {spec.name: spec.load() for spec in here if spec.absent is None or not spec.absent()}
+    return {
+        spec.name: spec.load()
+        for spec in here
+        if spec.absent is None or not spec.absent(torch.float32)
+    }
 
 
 def distance(found: Tensor, a: Quantized, b: Quantized) -> float:

@@ -97,7 +97,8 @@ def kernel_of_call(
     )
     found = Chosen(kernel_for(asked, backend), mask_of(mask, is_causal), bias_of(bias))
     if place is not None:
-        found = found._replace(quick=_quick_way(query, key, value, options, found))
+        if not _is_watched():
+            found = found._replace(quick=_quick_way(query, key, value, options, found))
         dispatch.remember(place, found)
         _keep(query, key, value, mask, options, found)
     return found
@@ -151,8 +152,8 @@ def _keep(
     query: Tensor, key: Tensor, value: Tensor, mask: Any, options: tuple[Any, ...], chosen: Chosen
 ) -> None:
     """Let `quick_answer` know of a kind of call, if there is a quick way for it."""
-    if chosen.quick is None or _is_transformed():
-        return  # nor would calls be recognised that something else decides about
+    if chosen.quick is None or _is_watched():
+        return  # nor would such calls be recognised
     given = (query, key, value)
     fits = _Guards(
         *given,
@@ -170,17 +171,16 @@ def _state() -> tuple[Any, ...]:
     return (
         torch.is_grad_enabled(),
         torch._C._get_deterministic_algorithms(),
+        # Of the CPU, whose kernels alone have a quick way.
+        torch._C._is_any_autocast_enabled()
+        and (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
         choice_in_force(NAME),
     )
 
 
-def _is_transformed() -> bool:
-    """Whether something else than the call itself decides what is done with it."""
-    return (
-        torch._C._is_any_autocast_enabled()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._are_functorch_transforms_active()
-    )
+def _is_watched() -> bool:
+    """Whether a mode or `torch.func` sees what is called, and decides what is done."""
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._are_functorch_transforms_active()
 
 
 def _key_of(mask: Any) -> tuple[Any, ...] | None:
@@ -229,7 +229,7 @@ def _place(
     return (
         shapes, query.stride(3), key.stride(3), value.stride(3),
         dtype, device, cast, needs_grad, torch.are_deterministic_algorithms_enabled(),
-        options, mask_key, choice_in_force(NAME),
+        options, mask_key, choice_in_force(NAME), _is_watched(),
     )  # fmt: skip
 
 

@@ -20,8 +20,15 @@ from accel_kernels.segmented_attention import cpu_amx
 from accel_kernels.segmented_attention.call import Call
 from accel_kernels.segmented_attention.formula import whole_attention
 
-ABSENT = cpu_amx.why_absent(torch.bfloat16)
+ABSENT = cpu_amx.why_absent(torch.float32)
 pytestmark = pytest.mark.skipif(ABSENT is not None, reason=f"cpu_amx: {ABSENT}")
+NO_BF16 = cpu_amx.why_absent(torch.bfloat16)
+BOTH = [
+    torch.float32,
+    pytest.param(
+        torch.bfloat16, marks=pytest.mark.skipif(NO_BF16 is not None, reason=f"cpu_amx: {NO_BF16}")
+    ),
+]
 
 # (query heads, key heads, queries, keys, head size, value head size), mask
 KINDS = [
@@ -57,7 +64,7 @@ def any_other(inputs: list[Tensor], mask: Mask | None, scale: float = 0.2) -> Te
     return cpu_amx.segmented_attention(*inputs, mask=mask, scale=scale)[0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", BOTH, ids=str)
 @pytest.mark.parametrize(("sizes", "mask"), KINDS, ids=str)
 def test_bits_are_those_of_any_other_call(sizes, mask, dtype) -> None:
     inputs = drawn(sizes, dtype)
@@ -80,6 +87,24 @@ def layouts(tensor: Tensor) -> dict[str, Tensor]:
         "batch behind": tensor.movedim(0, 2).contiguous().movedim(2, 0),
         "one for all": tensor[:1].expand_as(tensor),
     }
+
+
+@pytest.mark.parametrize("dtype", BOTH, ids=str)
+@pytest.mark.parametrize("quickly", [True, False])
+def test_windows_over_one_row_overlap(dtype, quickly) -> None:
+    """Both last dimensions have stride 1: torch would lay out what is like them by columns."""
+    rows = torch.randn(2, 2, 103, dtype=dtype).unfold(-1, 64, 1)
+    assert rows.stride()[2:] == (1, 1)
+    assert torch.empty_like(rows).stride(3) != 1
+    plain = rows.contiguous()
+    grad, found = torch.randn_like(plain), []
+    for which in range(4):
+        inputs = [rows if n == which else plain for n in range(3)]
+        given = leaves(inputs) if which < 3 else leaves([plain] * 3)
+        out = (quick if quickly else any_other)(given, causal())
+        found.append([out.detach(), *torch.autograd.grad(out, given, grad)])
+    for one in found[:3]:
+        assert all(map(torch.equal, one, found[3]))
 
 
 @pytest.mark.parametrize("layout", ["heads inside", "part of rows", "batch behind", "one for all"])
@@ -233,6 +258,21 @@ def test_saved_tensors_pass_through_hooks() -> None:
     assert all(map(torch.equal, found, torch.autograd.grad(quick(inputs, causal()).sum(), inputs)))
 
 
+def other_strides(tensor: Tensor) -> Tensor:
+    """The same numbers by columns; of a log-sum-exp as parts of longer rows."""
+    if tensor.dim() == 4:
+        return tensor.mT.contiguous().mT
+    return torch.cat([tensor, tensor], -1)[..., : tensor.shape[-1]]
+
+
+def test_hooks_may_give_back_other_strides_than_were_saved() -> None:
+    inputs = leaves(drawn((2, 2, 40, 40, 8, 8)))
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, other_strides):
+        out = quick(inputs, causal())
+    found = torch.autograd.grad(out.sum(), inputs)
+    assert all(map(torch.equal, found, torch.autograd.grad(quick(inputs, causal()).sum(), inputs)))
+
+
 def test_threads_of_the_caller_share_a_kind() -> None:
     inputs = [drawn((4, 4, 96, 96, 32, 32)) for _ in range(4)]
     way = cpu_amx.prepare(*inputs[0], Call(causal(), 0.2))
@@ -254,7 +294,7 @@ def test_threads_of_the_caller_share_a_kind() -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", BOTH, ids=str)
 @pytest.mark.parametrize("heads", [1, 16])
 @pytest.mark.parametrize("length", [32, 33, 128])
 def test_a_user_gets_it_from_the_second_call_on(dtype, heads, length) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import accel
@@ -224,6 +225,56 @@ def test_the_environment_is_asked_each_time(monkeypatch) -> None:
     assert accel.explain("segmented_attention", *inputs).chosen == "reference"
     monkeypatch.delenv("ACCEL_BACKEND")
     assert known(*inputs)
+
+
+def test_a_kind_is_known_under_the_autocast_that_it_was_met_under() -> None:
+    dispatch._memo.clear()
+    wide = drawn(20)
+    inputs = [tensor.bfloat16() for tensor in wide]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert accel.segmented_attention(*wide).dtype == torch.bfloat16
+        assert known(*inputs)  # what the others were cast to
+        assert not known(*wide)
+        assert torch.equal(accel.segmented_attention(*inputs), accel.segmented_attention(*wide))
+        with torch.autocast("cpu", enabled=False):
+            assert not known(*inputs)
+        with torch.autocast("cpu", dtype=torch.float16):
+            assert not known(*inputs)
+            assert accel.segmented_attention(*inputs).dtype == torch.float16
+    assert not known(*inputs)
+
+
+def test_a_kind_first_met_under_a_mode_is_found_outside() -> None:
+    """Where tensors are fakes, nothing may be made of them that lasts."""
+    inputs = [tensor.requires_grad_() for tensor in drawn(40)]
+    wanted = accel.segmented_attention(*inputs, is_causal=True)
+    for mode in (FakeTensorMode(allow_non_fake_inputs=True), Counting()):
+        dispatch._memo.clear()
+        with mode:
+            accel.segmented_attention(*inputs, is_causal=True)
+        assert not known(*inputs, is_causal=True)
+        for _ in range(2):
+            assert torch.equal(accel.segmented_attention(*inputs, is_causal=True), wanted)
+        assert known(*inputs, is_causal=True)
+
+
+def test_one_head_with_gradients_is_left_to_who_shares_it_among_threads() -> None:
+    inputs = [torch.randn(1, 1, 40, 8) for _ in range(3)]
+    tracked = [tensor.clone().requires_grad_() for tensor in inputs]
+    call, before = Call(causal(), 0.3), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = cpu.prepare(*tracked, call)
+        assert alone is not None
+        assert alone(*tracked) is not None
+        torch.set_num_threads(2)
+        assert alone(*tracked) is None
+        assert cpu.prepare(*tracked, call) is None
+        free = cpu.prepare(*inputs, call)
+        assert free is not None
+        assert free(*inputs) is not None
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_mask_that_was_changed_is_another() -> None:

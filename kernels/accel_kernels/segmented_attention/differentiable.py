@@ -177,7 +177,8 @@ def gradients(
     kind = query.device.type
     off = torch.autocast(kind, enabled=False) if under_autocast(kind) else nullcontext()
     with off:
-        if torch.is_grad_enabled() and in_legacy_vmap(grad_out, grad_lse):
+        legacy = _in_legacy_vmap(grad_out, grad_lse)
+        if torch.is_grad_enabled() and legacy:
             raise RuntimeError(
                 "segmented_attention has no second derivative of gradients that are computed with "
                 "is_grads_batched=True: torch drops it there. Compute them one by one, or with "
@@ -189,7 +190,7 @@ def gradients(
             )
             return found
         call = with_bias(call, bias)
-        if in_legacy_vmap(grad_out, grad_lse):
+        if legacy:
             # Which knows nothing of autograd functions, but calls any operator once an entry.
             from accel_kernels.segmented_attention.operators import call_backward_operator
 
@@ -199,7 +200,16 @@ def gradients(
         return kernel.backward(grad_out, grad_lse, query, key, value, out, lse, call)
 
 
-def in_legacy_vmap(*tensors: Tensor | None) -> bool:
+def is_watched(*grads: Tensor | None) -> bool:
+    """Whether a backward is differentiated or mapped, so that `gradients` has to see to it."""
+    return (
+        torch.is_grad_enabled()
+        or torch._C._are_functorch_transforms_active()
+        or _in_legacy_vmap(*grads)
+    )
+
+
+def _in_legacy_vmap(*tensors: Tensor | None) -> bool:
     """Whether one is what `is_grads_batched=True` makes of many, and has no memory to read."""
     return any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors)
 

@@ -82,16 +82,14 @@ class Layout(NamedTuple):
     """All of a call but where its tensors are.
 
     Attributes:
-        template: The bytes of a `Memory`, without addresses, strides and threads.
+        template: The bytes of a `Memory`, without threads and the places of tensors in `memory`.
         threads: Most threads that it is worth.
-        lse: Of the log-sum-exp's shape and dtype, without memory of that size.
         kept: Tensors that the template points into.
         is_packed: C takes the heads of a group as rows of one.
     """
 
     template: bytes
     threads: int
-    lse: Tensor
     kept: tuple[Tensor, ...]
     is_packed: bool = False
 
@@ -167,8 +165,7 @@ def lay_out(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Layout:
         laid.slope_batch = slopes.shape[0] if slopes.dim() == 2 else 1
         kept.append(slopes)
     threads = 1 + work * (key.shape[3] + 1) // _PER_THREAD
-    lse = torch.empty(1, dtype=torch.float32, device="cpu").expand(query.shape[:3])
-    return Layout(bytes(laid), threads, lse, tuple(kept))
+    return Layout(bytes(laid), threads, tuple(kept))
 
 
 def aligned(tensor: Tensor) -> Tensor:

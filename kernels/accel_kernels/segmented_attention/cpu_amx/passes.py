@@ -21,7 +21,7 @@ def forward_layout(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Lay
     # A group's heads as query rows: their keys are read once.
     rows = (query.shape[0], key.shape[1], -1, query.shape[3])
     packed = lay_out(query.reshape(rows), key, value, call._replace(mask=None))
-    return packed._replace(is_packed=True, lse=packed.lse[:1, :1, :1].expand(query.shape[:3]))
+    return packed._replace(is_packed=True)
 
 
 def forward_pass(
@@ -36,18 +36,17 @@ def forward_pass(
         value: `[B, H_kv, S, D_v]`.
 
     Returns:
-        `out` `[B, H, T, D_v]`, laid out as the query where it may be, and `lse` `[B, H, T]`.
+        `out` `[B, H, T, D_v]`, with the query's strides where it may be, and `lse` `[B, H, T]`.
     """
     shape, size = query.shape, value.shape[3]
-    lse = torch.empty_like(layout.lse)
+    lse = query.new_empty(shape[:3], dtype=torch.float32)
     if layout.is_packed:
         # In the call's shape: autograd lets nobody change a view in place.
         out = query.new_empty((*shape[:3], size))
         query = query.reshape(shape[0], key.shape[1], -1, shape[3])
         memory = layout.memory(lse, query, key, value, out.view(*query.shape[:3], size))
     else:
-        same = shape[3] == size
-        out = torch.empty_like(query) if same else query.new_empty((*shape[:3], size))
+        out = _like(query) if shape[3] == size else query.new_empty((*shape[:3], size))
         memory = layout.memory(lse, query, key, value, out)
     _check(library(query.dtype).accel_attention_forward(memory))
     return out, lse
@@ -63,24 +62,30 @@ def backward_pass(
     lse: Tensor,
     grad_lse: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value, each laid out as its tensor where it may be.
+    """Gradients of query, key and value, each with its tensor's strides where it may be.
 
     Args:
         layout: `lay_out` of such tensors, none of them empty.
         grad_out: As `out`, `aligned`.
-        query: As given to `forward_pass`; `key` and `value` too.
+        query: As given to `forward_pass`, `aligned`; `key` and `value` too.
         key: See `query`.
         value: See `query`.
-        out: What `forward_pass` returned.
-        lse: What `forward_pass` returned.
+        out: What `forward_pass` returned, `aligned`.
+        lse: What `forward_pass` returned, contiguous.
         grad_lse: As `lse`, contiguous; None for zeros.
     """
-    grads = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+    grads = _like(query), _like(key), _like(value)
     memory = layout.memory(lse, query, key, value, out, grad_out, *grads)
     if grad_lse is not None:
         memory.grad_lse = grad_lse.data_ptr()
     _check(library(query.dtype).accel_attention_backward(memory))
     return grads
+
+
+def _like(tensor: Tensor) -> Tensor:
+    """Without values; of overlapping rows torch would have it that they are no longer together."""
+    made = torch.empty_like(tensor)
+    return made if made.stride(3) == 1 else tensor.new_empty(tensor.shape)
 
 
 def _sees_all(query: Tensor, key: Tensor, call: Call) -> bool:

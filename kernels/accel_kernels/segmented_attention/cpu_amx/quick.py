@@ -24,7 +24,7 @@ from accel_kernels.segmented_attention.cpu_amx.passes import (
 from accel_kernels.segmented_attention.differentiable import (
     Implementation,
     gradients,
-    in_legacy_vmap,
+    is_watched,
 )
 
 Way = Callable[[Tensor, Tensor, Tensor], "Tensor | None"]
@@ -53,21 +53,18 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> Any:
         """Gradients of the inputs."""
-        query, key, value, out, lse = ctx.saved_tensors
-        kind = ctx.kind
-        if (
-            torch.is_grad_enabled()
-            or torch._C._are_functorch_transforms_active()
-            or in_legacy_vmap(grad_out)
-        ):
+        kind, saved = ctx.kind, ctx.saved_tensors
+        if is_watched(grad_out):
+            query, key, value, out, lse = saved
             found = gradients(
                 kind.kernel, kind.call, grad_out, None, query, key, value, None, out, lse
             )
             return (None, *found[:3])
-        return (
-            None,
-            *backward_pass(kind.backward, aligned(grad_out), query, key, value, out, lse),
-        )
+        # A hook may have given back other strides than were saved.
+        query, key, value, out = map(aligned, saved[:4])
+        lse = saved[4].contiguous()
+        grads = backward_pass(kind.backward, aligned(grad_out), query, key, value, out, lse)
+        return (None, *grads)
 
 
 def way(

@@ -1,4 +1,4 @@
-// One call, as cpu_amx/__init__.py lays it out (class _Call there has the same fields in the same order).
+// One call, as layout.py lays it out (class Memory there has the same fields in the same order).
 #ifndef ACCEL_CALL_H
 #define ACCEL_CALL_H
 
