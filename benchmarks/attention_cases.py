@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ class Case:
     def structure(self) -> Mask | None:
         """The mask."""
         steps = list(range(0, self.length + 1, 512))
-        masks = {
+        masks: dict[str, Callable[[], Mask | None]] = {
             "full": lambda: None,
             "causal": causal,
             "window of 512": lambda: window(511, 0),
@@ -89,8 +90,8 @@ def forms(case: Case, device: torch.device) -> dict[str, Form]:
         # torch's own operator is a peer already, on a CPU.
         left_out = ("reference", "sdpa") if device.type == "cpu" else ("reference",)
         if answer.chosen and spec.name not in left_out:
-            found[f"accel {spec.name}"] = lambda q, k, v, name=spec.name: accel.segmented_attention(
-                q, k, v, mask=mask, backend=name
+            found[f"accel {spec.name}"] = partial(
+                accel.segmented_attention, mask=mask, backend=spec.name
             )
     return found | _sdpa(case, mask, device) | _others(case, mask, device)
 

@@ -49,7 +49,7 @@ def errors(length: int, dtype: torch.dtype) -> list[dict[str, Any]]:
         [tensor.double() for tensor in tensors],
     )
     forms: dict[str, Callable[..., Tensor]] = {
-        "sdpa": lambda *t: F.scaled_dot_product_attention(*t, is_causal=True)
+        "sdpa": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True)
     }
     for spec in accel.backends("segmented_attention"):
         given = [tensor.requires_grad_() for tensor in tensors[:3]]

@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import time
+from typing import Any
 
 import environment
 import torch
@@ -57,7 +58,7 @@ def main() -> None:
         extra, seconds = run(form, length)
         print(json.dumps({"extra_bytes": extra, "seconds": seconds}))
         return
-    rows = []
+    rows: list[dict[str, Any]] = []
     for length in LENGTHS:
         sdpa = measure("sdpa", length)
         for form in FORMS:

@@ -4,6 +4,8 @@ For outputs and gradients of attention by each kernel that runs here: the error 
 that of the plain formula in the same dtype, over many seeds.
 """
 
+from collections.abc import Callable
+
 import environment
 import torch
 from torch import Tensor
@@ -16,7 +18,9 @@ SEEDS = 100
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-def with_gradients(function, inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
+def with_gradients(
+    function: Callable[..., Tensor], inputs: list[Tensor], grad: Tensor
+) -> list[Tensor]:
     leaves = [tensor.detach().requires_grad_() for tensor in inputs]
     out = function(*leaves)
     return [out.detach(), *torch.autograd.grad(out, leaves, grad)]

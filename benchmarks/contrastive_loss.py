@@ -20,8 +20,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import environment
 import torch
@@ -35,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.kernels.contrastive_peers import open_clip_losses
 
 SEED, CHUNK = 0, 512
+Kind = Literal["softmax", "sigmoid"]
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -52,7 +54,14 @@ def chunked_sigmoid(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor) -> Tensor
     return total / len(x)
 
 
-def forms(kind: str, backends: list[str]) -> dict[str, Loss]:
+def ours(kind: Kind, backend: str, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """This library's loss by one backend."""
+    return contrastive_loss(
+        x, y, scale=scale, bias=bias if kind == "sigmoid" else None, kind=kind, backend=backend
+    )
+
+
+def forms(kind: Kind, backends: list[str]) -> dict[str, Loss]:
     """By name; the first is what others are compared with."""
     peers = open_clip_losses()
     found: dict[str, Loss] = {}
@@ -64,14 +73,7 @@ def forms(kind: str, backends: list[str]) -> dict[str, Loss]:
         found["OpenCLIP"] = siglip
         found["OpenCLIP in chunks"] = chunked_sigmoid
     for name in backends:
-        found[name] = lambda x, y, scale, bias, name=name: contrastive_loss(  # type: ignore[misc]
-            x,
-            y,
-            scale=scale,
-            bias=bias if kind == "sigmoid" else None,
-            kind=kind,  # type: ignore[arg-type]
-            backend=name,
-        )
+        found[name] = partial(ours, kind, name)
     return found
 
 
@@ -98,7 +100,7 @@ def timed(loss: Loss, leaves: list[Tensor]) -> tuple[float, float]:
     return time.perf_counter() - begun, float(value.detach())
 
 
-def times(kind: str, rows: int, options: argparse.Namespace, bar: Any) -> list[dict[str, Any]]:
+def times(kind: Kind, rows: int, options: argparse.Namespace, bar: Any) -> list[dict[str, Any]]:
     """Each form in turn, over and over; the first turn does not count."""
     chosen, leaves = forms(kind, options.backends), inputs(rows, options.dim)
     seconds: dict[str, list[float]] = {name: [] for name in chosen}
@@ -125,7 +127,7 @@ def times(kind: str, rows: int, options: argparse.Namespace, bar: Any) -> list[d
     ]
 
 
-def peak(kind: str, form: str, rows: int, options: argparse.Namespace) -> dict[str, float]:
+def peak(kind: Kind, form: str, rows: int, options: argparse.Namespace) -> dict[str, float]:
     """Peak bytes over inputs and gradients, and seconds, in this process."""
     device = accel.current_device()
     loss = forms(kind, options.backends)[form]
@@ -138,7 +140,7 @@ def peak(kind: str, form: str, rows: int, options: argparse.Namespace) -> dict[s
     return {"extra_bytes": device.memory().peak - before, "seconds": seconds, "loss": value}
 
 
-def memory(kind: str, options: argparse.Namespace, bar: Any) -> list[dict[str, Any]]:
+def memory(kind: Kind, options: argparse.Namespace, bar: Any) -> list[dict[str, Any]]:
     """Every form at every size, in a process of its own."""
     found: list[dict[str, Any]] = []
     for name in forms(kind, options.backends):

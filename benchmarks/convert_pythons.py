@@ -37,7 +37,7 @@ def digests() -> dict[str, str]:
     found = {}
     for name, data in programs().items():
         for target in ("accel", "torch", "npu"):
-            result = convert_source(data, f"{name}.py", Options(target=target))  # type: ignore[arg-type]
+            result = convert_source(data, f"{name}.py", Options(target=target))
             said = [(f.rule, f.action, f.span, f.message, f.advice) for f in result.findings]
             account = repr((result.after, result.error, said, result.ledger))
             found[f"{name} {target}"] = hashlib.sha256(account.encode()).hexdigest()

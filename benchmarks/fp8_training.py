@@ -38,10 +38,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, T, D]` to the same."""
-        heads = self.qkv(self.first(x)).unflatten(-1, (3, -1, HEAD)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(*heads.unbind(), is_causal=True)
+        q, k, v = self.qkv(self.first(x)).unflatten(-1, (3, -1, HEAD)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(mixed.transpose(1, 2).flatten(2))
-        return x + self.down(F.gelu(self.up(self.second(x))))
+        hidden: Tensor = self.down(F.gelu(self.up(self.second(x))))
+        return x + hidden
 
 
 def by_policy(policy: str, hidden: int) -> tuple[Callable[[Tensor], None], float]:

@@ -6,7 +6,6 @@ own recording, in units of float32's roundoff.
 
 import math
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -84,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from accel.numerics import Comparison, compare, record, replay
 from accel.numerics.pages.replayed import replay_to_html
+from accel.numerics.recorder import Level
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDTHS = (360, 1600)
@@ -51,7 +52,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Both `[B, width]`."""
-        return x + self.down(nn.functional.gelu(self.up(self.norm(x))))
+        hidden: Tensor = self.down(nn.functional.gelu(self.up(self.norm(x))))
+        return x + hidden
 
 
 class WrongGelu(TorchDispatchMode):
@@ -73,7 +75,7 @@ class WrongGelu(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
-def run(path: str, level: str, *, wrong: bool) -> None:
+def run(path: str, level: Level, *, wrong: bool) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(*(Block(64) for _ in range(3)), nn.Linear(64, 8))
     optimizer = torch.optim.AdamW(model.parameters())

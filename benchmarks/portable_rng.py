@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import environment
 import torch
@@ -16,6 +17,8 @@ from accel_kernels import philox
 
 SIZES = (1 << 12, 1 << 16, 1 << 22)
 REPEATS = 9
+# A draw by us, the same by torch, and how many numbers it has.
+Pair = tuple[Callable[[], object], Callable[[], object], int]
 
 
 def nanoseconds(call: Callable[[], object], count: int) -> float:
@@ -31,38 +34,40 @@ def nanoseconds(call: Callable[[], object], count: int) -> float:
     return 1e9 * min(times) / count
 
 
+def pairs(rng: PortableRng, n: int, where: torch.device) -> dict[str, Pair]:
+    """What is timed at one size, by name."""
+    x, columns = torch.ones(n, device=where), (n // 64, 32)
+    whole, offset = (n // 64, 64), (0, 32)
+    return {
+        "uniform": (
+            lambda: rng.uniform("a", (n,), step=0, device=where),
+            lambda: torch.rand(n, device=where),
+            n,
+        ),
+        "uniform, half of the columns": (
+            lambda: rng.uniform("a", columns, step=0, whole=whole, offset=offset, device=where),
+            lambda: torch.rand(n // 2, device=where),
+            n // 2,
+        ),
+        "normal": (
+            lambda: rng.normal("a", (n,), step=0, device=where),
+            lambda: torch.randn(n, device=where),
+            n,
+        ),
+        "dropout": (
+            lambda: rng.dropout(x, 0.1, "a", step=0),
+            lambda: F.dropout(x, 0.1),
+            n,
+        ),
+    }
+
+
 def main() -> None:
     rng, where = PortableRng(1), accel.current_device().torch_device
     rows = []
     for n in SIZES:
-        x, columns = torch.ones(n, device=where), (n // 64, 32)
-        whole, offset = (n // 64, 64), (0, 32)
-        pairs: dict[str, tuple[Callable[[], object], Callable[[], object], int]] = {
-            "uniform": (
-                lambda n=n: rng.uniform("a", (n,), step=0, device=where),
-                lambda n=n: torch.rand(n, device=where),
-                n,
-            ),
-            "uniform, half of the columns": (
-                lambda c=columns, w=whole, o=offset: rng.uniform(
-                    "a", c, step=0, whole=w, offset=o, device=where
-                ),
-                lambda n=n: torch.rand(n // 2, device=where),
-                n // 2,
-            ),
-            "normal": (
-                lambda n=n: rng.normal("a", (n,), step=0, device=where),
-                lambda n=n: torch.randn(n, device=where),
-                n,
-            ),
-            "dropout": (
-                lambda x=x: rng.dropout(x, 0.1, "a", step=0),
-                lambda x=x: F.dropout(x, 0.1),
-                n,
-            ),
-        }
-        for name, (portable, own, count) in pairs.items():
-            row = {
+        for name, (portable, own, count) in pairs(rng, n, where).items():
+            row: dict[str, Any] = {
                 "draw": name,
                 "numbers": count,
                 "portable_ns": nanoseconds(portable, count),

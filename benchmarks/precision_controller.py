@@ -22,7 +22,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import environment
 import torch
@@ -33,10 +33,9 @@ from accel.precision.controller import ControllerConfig, replay
 from accel.precision.controller.page import write_page
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
-import precision_convergence as example  # noqa: E402 - beside train_lm, which it imports
-from train_lm import LanguageModel, batch  # noqa: E402
-
+sys.path[:0] = [str(ROOT), str(ROOT / "examples")]  # the example imports train_lm by name
+from examples import precision_convergence as example  # noqa: E402
+from examples.train_lm import LanguageModel, batch, read_text  # noqa: E402
 from tests.precision_controller_faults import Outlier, Underflow  # noqa: E402
 
 FP8 = "fp8_tensorwise,emulate"
@@ -66,7 +65,7 @@ def spoilt_model(text: Tensor, seed: int) -> tuple[nn.Module, list[Any]]:
     model = LanguageModel(characters, example.CONTEXT, example.WIDTH, example.HEADS, example.LAYERS)
     # Attention, without which the model knows nothing of the context; the other layers would make
     # up for a lost feed-forward layer.
-    first, last = model.blocks[0].qkv, model.blocks[1].qkv
+    first, last = (cast("nn.Linear", model.get_submodule(f"blocks.{n}.qkv")) for n in (0, 1))
     last.register_parameter("bias", None)  # it would get the huge row's gradient
     return model, [Outlier(first), Underflow(last)]
 
@@ -76,11 +75,15 @@ def train(form: str, seed: int, steps: int, log: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     policy, begin, controlled = FORMS[form]
     first, last = begun_at(begin, steps), round(steps * END)
-    text = example.read_text()[0]
+    text = read_text()[0]
     training, validation = text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :]
     model, faults = spoilt_model(text, seed)
-    extra = {"controller": CONFIG, "log": log} if controlled else {}
-    precision = accel.precision.Precision(model, policy, **extra)
+    precision = accel.precision.Precision(
+        model,
+        policy,
+        controller=CONFIG if controlled else None,
+        log=log if controlled else None,
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / 20, 1 - step / (steps + 1))
@@ -101,7 +104,7 @@ def train(form: str, seed: int, steps: int, log: str) -> dict[str, Any]:
             for n in range(example.VALIDATION)
         ]
         losses = [model(*drawn).item() for drawn in held_out]
-    if controlled:
+    if precision.controller is not None:
         precision.controller.close()
     decided = [one.to_dict() for one in replay(log).decisions] if controlled else []
     return {
@@ -140,7 +143,7 @@ def judge(runs: list[dict[str, Any]], steps: int) -> dict[str, Any]:
     """Gaps to bfloat16 in percent, by seed, and whether the decisions are the right ones."""
     losses = {(run["form"], run["seed"]): run["loss"] for run in runs}
     seeds = sorted({run["seed"] for run in runs})
-    gaps = {}
+    gaps: dict[str, dict[str, Any]] = {}
     for form in FORMS:
         own = [100 * (losses[form, n] / losses["bf16", n] - 1) for n in seeds]
         mean, half = example.summary(own)

@@ -14,12 +14,11 @@ measured by itself and far below what a ratio of whole steps resolves; and measu
 import argparse
 import importlib.util
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import environment
 import torch
@@ -30,6 +29,7 @@ import accel
 from accel.numerics.capture.arguments import named
 from accel.numerics.capture.mode import CaptureMode
 from accel.numerics.capture.naming import Names
+from accel.numerics.capture.operators import Operators
 from accel.numerics.capture.places import current_place
 from accel.numerics.capture.schemas import schema_of
 from accel.numerics.storage.entries import Operator, Ref
@@ -99,7 +99,7 @@ def naming(model: nn.Module) -> Iterator[None]:
             module.register_forward_pre_hook(lambda *_, path=path: void(names.enter(path))),
             module.register_forward_hook(lambda *_: void(names.leave())),
         ]
-    mode.begin(NamingOnly(names))  # type: ignore[arg-type]
+    mode.begin(cast("Operators", NamingOnly(names)))  # the mode calls nothing but `run`
     try:
         yield
     finally:
@@ -114,11 +114,16 @@ def void(_: object) -> None:
 
 def language_model(sizes: tuple[int, int, int, int, int]) -> nn.Module:
     spec = importlib.util.spec_from_file_location("train_lm", ROOT / "examples" / "train_lm.py")
+    if spec is None or spec.loader is None:
+        raise ImportError("examples/train_lm.py cannot be loaded")
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     torch.manual_seed(0)
     characters, context, width, heads, layers = sizes
-    return example.LanguageModel(characters, context, width=width, heads=heads, layers=layers)
+    model: nn.Module = example.LanguageModel(
+        characters, context, width=width, heads=heads, layers=layers
+    )
+    return model
 
 
 def stepper(model: nn.Module, characters: int, context: int, batch: int) -> Callable[[], None]:
@@ -319,4 +324,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

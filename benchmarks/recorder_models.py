@@ -24,7 +24,8 @@ class Block(nn.Module):
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+        hidden: Tensor = self.down(F.gelu(self.up(self.norm2(x))))
+        return x + hidden
 
 
 class Gpt(nn.Module):
@@ -55,7 +56,8 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Both `[B, width]`."""
-        return torch.tanh(self.value(x)) * torch.sigmoid(self.gate(x)) + self.shift(x)
+        out: Tensor = torch.tanh(self.value(x)) * torch.sigmoid(self.gate(x)) + self.shift(x)
+        return out
 
 
 class Branches(nn.Module):
@@ -76,7 +78,8 @@ class Branches(nn.Module):
         x = self.entry(x)
         for layer in self.layers:
             x = x + layer(x)
-        return (self.head(x) ** 2).mean()
+        out: Tensor = self.head(x)
+        return (out**2).mean()
 
 
 def make(name: str) -> tuple[nn.Module, Tensor]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
 
 import recorder_models
 import torch
@@ -31,7 +32,9 @@ def timed(step: Callable[[], object], steps: int) -> dict[str, float]:
 
 
 @contextmanager
-def accel_recording(model: nn.Module, step: Step, folder: Path, level: str) -> Iterator[Step]:
+def accel_recording(
+    model: nn.Module, step: Step, folder: Path, level: Literal["sketch", "full"]
+) -> Iterator[Step]:
     """Steps recorded by this library, all of them."""
     sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "kernels")]
     import accel
@@ -51,7 +54,7 @@ def msprobe_recording(
     model: nn.Module, step: Step, folder: Path, task: str, level: str
 ) -> Iterator[Step]:
     """Steps dumped by msprobe's PrecisionDebugger, as its guide says."""
-    config = {
+    config: dict[str, Any] = {
         "task": task,
         "dump_path": str(folder / "dump"),
         "rank": [],

@@ -13,7 +13,15 @@ from torch.nn import functional as F
 Optimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
-class Decoder(nn.Module):
+class Model(nn.Module):
+    """A model that draws its batch itself."""
+
+    def loss(self, dtype: torch.dtype) -> Tensor:
+        """The loss of a random batch."""
+        raise NotImplementedError
+
+
+class Decoder(Model):
     """A language model; with `modern`, RMS norms, gated layers and fused attention."""
 
     def __init__(self, modern: bool, width: int = 96, heads: int = 6, vocabulary: int = 101):
@@ -40,7 +48,8 @@ class Decoder(nn.Module):
             scores = q @ k.transpose(-1, -2) / (width // self.heads) ** 0.5
             hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
             out = torch.softmax(scores.masked_fill(hidden, -torch.inf), -1) @ v
-        return self.out(out.transpose(1, 2).reshape(x.shape))
+        mixed: Tensor = self.out(out.transpose(1, 2).reshape(x.shape))
+        return mixed
 
     def loss(self, dtype: torch.dtype) -> Tensor:
         """The loss of a random batch."""
@@ -53,7 +62,7 @@ class Decoder(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten())
 
 
-class Classifier(nn.Module):
+class Classifier(Model):
     """Convolutions, batch and group norms, pools, dropout."""
 
     def __init__(self) -> None:
@@ -73,7 +82,7 @@ class Classifier(nn.Module):
         return F.cross_entropy(logits.float(), torch.randint(11, (9,)), label_smoothing=0.1)
 
 
-class Denoiser(nn.Module):
+class Denoiser(Model):
     """Transposed convolutions, interpolation, instance norms, sines of a time."""
 
     def __init__(self) -> None:
@@ -96,7 +105,7 @@ class Denoiser(nn.Module):
         return F.mse_loss(out, noise.float()) + 0.1 * F.smooth_l1_loss(out, noise.float())
 
 
-class Recurrent(nn.Module):
+class Recurrent(Model):
     """A GRU step by step; several elementwise losses."""
 
     def __init__(self) -> None:
@@ -115,7 +124,7 @@ class Recurrent(nn.Module):
         return F.nll_loss(F.log_softmax(logits, -1), text[:, 0]) + odds
 
 
-class Contrastive(nn.Module):
+class Contrastive(Model):
     """A wide layer, batch norm, many activations, norms, standard deviations, log-sum-exp."""
 
     def __init__(self) -> None:
@@ -131,18 +140,19 @@ class Contrastive(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """Normalized embeddings."""
         x = F.elu(self.norm(self.slope(self.middle(torch.tanh(self.wide(x))))))
-        return F.normalize(self.last(x), dim=-1) * self.scale.exp()
+        normalized: Tensor = F.normalize(self.last(x), dim=-1)
+        return normalized * self.scale.exp()
 
     def loss(self, dtype: torch.dtype) -> Tensor:
         """The loss of a random batch."""
         one, other = (self.embed(torch.randn(101, 2000).to(dtype)) for _ in range(2))
         logits, target = (one @ other.t()).float(), torch.arange(101)
-        extra = one.std() + one.norm() + torch.sigmoid(one).var() + F.softplus(other).mean()
+        extra: Tensor = one.std() + one.norm() + torch.sigmoid(one).var() + F.softplus(other).mean()
         extra = extra + torch.logsumexp(one, 0).mean() + one.abs().cumsum(0).sqrt().mean()
         return F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target) + 0.01 * extra
 
 
-class Encoder(nn.Module):
+class Encoder(Model):
     """torch's own encoder layer, with padding and dropout."""
 
     def __init__(self) -> None:
@@ -162,7 +172,7 @@ class Case:
     """A model and the optimizer that trains it."""
 
     name: str
-    build: Callable[[], nn.Module]
+    build: Callable[[], Model]
     optimizer: Optimizer
 
 

@@ -10,11 +10,13 @@ import collections
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import environment
 import torch
 from replay_models import CASES, Case
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import accel
@@ -28,6 +30,7 @@ FORMATS = ("float32", "autocast", "bfloat16", "float16")
 SETTINGS = ((1, True), (1, False), (2, True))  # threads, oneDNN
 STEPS = 2
 Found = tuple[str, Judged]
+Single = tuple[OpOverload, tuple[Any, ...]]
 
 
 class Judging(TorchDispatchMode):
@@ -35,13 +38,16 @@ class Judging(TorchDispatchMode):
 
     def __init__(self, where: str, found: list[Found]) -> None:
         super().__init__()
-        self._where, self._found, self._seen = where, found, set()
+        self._where, self._found = where, found
+        self._seen: set[tuple[Any, ...]] = set()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         call = bound(func, args, kwargs)
         shapes = tuple((t.dtype, t.shape) for t in call.tensors)
@@ -60,7 +66,7 @@ class Judging(TorchDispatchMode):
         return out
 
 
-def copied(value):
+def copied(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 
@@ -81,7 +87,7 @@ def train(case: Case, fmt: str, found: list[Found]) -> None:
             optimizer.zero_grad()
 
 
-def single_calls(dtype: torch.dtype) -> Iterator[tuple]:
+def single_calls(dtype: torch.dtype) -> Iterator[Single]:
     """Operators and their arguments, over sizes."""
     aten = torch.ops.aten
     for k in (63, 128, 1023, 8192):
@@ -122,7 +128,7 @@ def single_calls(dtype: torch.dtype) -> Iterator[tuple]:
             yield getattr(aten, name).default, (g, x)
 
 
-def coarse_calls(dtype: torch.dtype) -> Iterator[tuple]:
+def coarse_calls(dtype: torch.dtype) -> Iterator[Single]:
     """The operators of the lists of known kernels that no model here calls, over sizes."""
     aten = torch.ops.aten
     for rows in (63, 504, 2048):
@@ -208,7 +214,7 @@ def population(progress: accel.report.Progress) -> list[Found]:
     return found
 
 
-def summary(found: list[Found]) -> dict:
+def summary(found: list[Found]) -> dict[str, Any]:
     """Per operator and dtype the largest of each measure, by verdict."""
     rows = collections.defaultdict(list)
     for _, judged in found:
@@ -232,7 +238,7 @@ def summary(found: list[Found]) -> dict:
     }
 
 
-def largest(found: list[Found], dtypes: tuple[str, ...], key: str) -> dict:
+def largest(found: list[Found], dtypes: tuple[str, ...], key: str) -> dict[str, Any]:
     """The largest value of one measure among results within the limits, and whose it is.
 
     Kernels that keep 16 bits inside are held to other limits, and left out.

@@ -9,6 +9,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import environment
@@ -75,7 +76,7 @@ def products(size: int, threads: int, rounds: int) -> list[dict[str, Any]]:
         a, b = quantize(left, one), quantize(right, two)
         forms: Forms = {"float32": lambda: left @ right.T}
         for name, compute in kernels().items():
-            forms[name] = lambda compute=compute, a=a, b=b: compute(a, b)
+            forms[name] = partial(compute, a, b)
         found = measured(forms, rounds)
         plain = distance(dequantize(a) @ dequantize(b).T, a, b)
         for name, compute in kernels().items():
@@ -89,21 +90,26 @@ def products(size: int, threads: int, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def quantizers(values: Tensor) -> Forms:
+    """What is timed on one matrix."""
+    forms: Forms = {
+        "torch's cast": lambda: values.to(torch.float8_e4m3fn),
+        "torch's amax": lambda: values.abs().amax(),
+        "amax": lambda: block_amax(values, Scaling(E4M3)),
+    }
+    for recipe, (scaling, _) in RECIPES.items():
+        forms[recipe] = partial(quantize, values, scaling)
+    forms["row, transposed"] = lambda: quantize(values.t(), RECIPES["row"][0])
+    return forms
+
+
 def quantizations(size: int, threads: int, rounds: int) -> list[dict[str, Any]]:
     """Of a square matrix: each against torch's cast to E4M3 and the largest magnitude by torch."""
     torch.set_num_threads(threads)
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
         values = torch.randn(size, size).to(dtype)
-        forms: Forms = {
-            "torch's cast": lambda values=values: values.to(torch.float8_e4m3fn),
-            "torch's amax": lambda values=values: values.abs().amax(),
-            "amax": lambda values=values: block_amax(values, Scaling(E4M3)),
-        }
-        for recipe, (scaling, _) in RECIPES.items():
-            forms[recipe] = lambda values=values, scaling=scaling: quantize(values, scaling)
-        forms["row, transposed"] = lambda values=values: quantize(values.t(), RECIPES["row"][0])
-        found = measured(forms, rounds)
+        found = measured(quantizers(values), rounds)
         rows.append({"size": size, "threads": threads, "dtype": str(dtype), "milliseconds": found})
         print(rows[-1], flush=True)
     return rows

@@ -62,7 +62,7 @@ def estimates() -> dict[str, dict[str, float]]:
     found = {}
     generator = torch.Generator().manual_seed(0)
     for kind in ("dense", "one in a thousand", "fifth powers"):
-        ratios = []
+        ratios: list[float] = []
         while len(ratios) < DRAWS:
             n = int(torch.randint(5000, 20000, (), generator=generator))
             x, noise = torch.randn(2, n, generator=generator, dtype=torch.float64)

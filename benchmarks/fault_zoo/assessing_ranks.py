@@ -10,6 +10,7 @@ from typing import Any
 import torch.distributed as dist
 
 import accel
+from accel.numerics.recorder import Level
 from benchmarks.fault_zoo import collectives, evidence, recorded
 from benchmarks.fault_zoo.assessing import Document, Flags, Under, described, scored
 from benchmarks.fault_zoo.collectives import DataParallel
@@ -19,7 +20,7 @@ from benchmarks.fault_zoo.traces import Place, Trace
 from benchmarks.fault_zoo.variants import other_machine
 from benchmarks.fault_zoo.workload import PRECISIONS, Precision, same_bits
 
-LEVELS = {FULL: "full", SKETCH: "sketch"}
+LEVELS: dict[str, Level] = {FULL: "full", SKETCH: "sketch"}
 FOUND = "found.json"
 
 
@@ -123,7 +124,7 @@ class _Bench:
             for rule in everywhere[0]
         }
 
-    def _record(self, name: str, level: str, under: Under) -> Path:
+    def _record(self, name: str, level: Level, under: Under) -> Path:
         path = self.folder / name
         workload = DataParallel(self.precision)
         member = (dist.get_rank(), collectives.RANKS)
@@ -132,7 +133,7 @@ class _Bench:
             accel.numerics.record(
                 workload.model,
                 path,
-                level=level,  # type: ignore[arg-type]
+                level=level,
                 only=["collective:*"] if level == "full" else None,
                 data_parallel=member,
             ),

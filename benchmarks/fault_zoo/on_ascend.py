@@ -3,6 +3,7 @@
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import cast
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,11 +17,12 @@ def main(folder: str, model: str, precision: str) -> None:
     import torch
 
     from benchmarks.fault_zoo import recorded
-    from benchmarks.fault_zoo.workload import Workload
+    from benchmarks.fault_zoo.models import ModelName
+    from benchmarks.fault_zoo.workload import Precision, Workload
 
     torch.set_num_threads(1)
     for level in ("full", "sketch"):
-        workload = Workload(model, precision, "npu")  # type: ignore[arg-type]
+        workload = Workload(cast("ModelName", model), cast("Precision", precision), "npu")
         recorded.record(workload, Path(folder, level), level, nullcontext())
 
 

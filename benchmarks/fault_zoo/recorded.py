@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import accel
 from accel.numerics import Judged, Recording, load_recording
+from accel.numerics.recorder import Level
 from accel.numerics.storage.entries import Key, Operator
 from benchmarks.fault_zoo.traces import Place
 from benchmarks.fault_zoo.workload import Workload
@@ -44,12 +45,12 @@ class Replayed(NamedTuple):
 
 
 def record(
-    workload: Workload, path: Path, level: str, under: AbstractContextManager[object]
+    workload: Workload, path: Path, level: Level, under: AbstractContextManager[object]
 ) -> None:
     """Record one step within `under`, which is entered before the recorder and so lies below it."""
     with ExitStack() as stack:
         stack.enter_context(under)
-        stack.enter_context(accel.numerics.record(workload.model, path, level=level))  # type: ignore[arg-type]
+        stack.enter_context(accel.numerics.record(workload.model, path, level=level))
         workload.step()
 
 

@@ -25,8 +25,8 @@ Way = Callable[[Tensor, Tensor, Tensor], "Tensor | None"]
 _aten = torch._scaled_dot_product_flash_attention_for_cpu
 # Scores in the widest vector that aten takes a maximum of.
 _VECTOR = 16
-# As many numbers (128 tokens in 4 heads of 64) torch sums on all threads, which wakes them for
-# nothing; the least and the greatest it shares out from the next number on.
+# From as many numbers on (128 tokens in 4 heads of 64) torch sums on all threads, in several steps;
+# the least and the greatest take fewer.
 _SHARED = 32768
 
 
@@ -59,7 +59,7 @@ def way(query: Tensor, key: Tensor, value: Tensor, call: Call, tile: int) -> Way
     # aten gives zeros to a row of so few scores that are all NaN. Hidden values reach the output
     # and gradients as 0 * NaN; infinite queries and keys need not show in it, and reach gradients.
     scores, values = keys < _VECTOR or (diagonal and tracked), diagonal
-    brink = max(query.numel(), key.numel(), value.numel()) == _SHARED
+    many = max(query.numel(), key.numel(), value.numel()) >= _SHARED
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor | None:
         twice = alone and torch.get_num_threads() > 1
@@ -69,7 +69,7 @@ def way(query: Tensor, key: Tensor, value: Tensor, call: Call, tile: int) -> Way
             if tracked:  # a graph of a check would cost as much as the check
                 torch._C._set_grad_enabled(False)
             try:
-                told = _ends if brink and torch.get_num_threads() > 1 else _total
+                told = _ends if many and torch.get_num_threads() > 1 else _total
                 total = told(query) + told(key) if scores else 0.0
                 if values:
                     total += told(value)
