@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import pytest
 
@@ -200,6 +201,13 @@ def test_no_name_means_two_packages() -> None:
     names = [name for package in packages.known_packages() for name in package.distributions]
     normal = [packages._normal(name) for name in names]
     assert sorted(name for name in set(normal) if normal.count(name) > 1) == []
+
+
+def test_what_is_said_of_an_import_is_said_of_one_of_the_package() -> None:
+    for package in packages.known_packages():
+        said = [name for name, _ in (*package.words, *package.only_cuda)]
+        assert {*said, *package.kernels} <= {*package.imports}, package
+        assert {within for _, within in package.words} <= {*get_args(packages.Within)}, package
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,32 @@ def test_words_in_the_fields_of_an_f_string_are_names() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("has_apex", "apex"),
+        ("apexcharts", ""),
+        ("amp_Config", "amp_C"),
+        ("ramp_C", ""),
+        ("cupyx", "cupy"),
+        ("use_flash_attn_2", "flash_attn"),
+        ("is_xformers_available", "xformers"),
+        ("bitsandbytes", "bitsandbytes"),
+        ("TensorRTModule", "TensorRT"),
+        ("transformer_engine", "transformer_engine"),
+        ("torch.cuda.nvtx", "cuda"),
+        ("CUTLASS", "CUTLASS"),
+        ("triton", ""),
+        ("warp", ""),
+    ],
+)
+def test_names_of_packages_that_count_and_within_what(text, word) -> None:
+    found = tokens.PATTERN.search(text)
+    assert (found.group() if found else "") == word
+    assert tokens.speaks(text, "cuda") == bool(word)
+    assert not tokens.speaks(text, "npu")
+
+
 def test_the_whole_token_around_a_word() -> None:
     text = "use_cuda_now = é_cuda = 'on cuda'\n"
     source = Source(text.encode())

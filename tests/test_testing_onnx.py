@@ -91,9 +91,12 @@ class Attending(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.qkv = nn.Linear(32, 96)
+        for n in range(3):  # names that a scan might give its own numbers
+            self.register_parameter(f"block_{n}", nn.Parameter(torch.randn(8)))
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4)
+        q = q + self.block_0 + self.block_1 + self.block_2
         found = accel.segmented_attention(q, k, v, is_causal=True)
         for reach in (5, 20):
             found = found + accel.segmented_attention(q, k, v, mask=window(reach, 0))
@@ -105,6 +108,10 @@ def test_attention_of_accel_is_taken_by_its_translations_and_judged(tmp_path) ->
     with pytest.raises(BackendError, match="segmented_attention"):
         export_forward(model, (x,))
     record_onnxruntime(model, (x,), tmp_path / "onnx", translations=onnx_translations())
+    exported = export_forward(model, (x,), translations=onnx_translations())
+    with pytest.raises(ValueError, match="has been translated"):
+        record_onnxruntime(exported, path=tmp_path / "other", translations=onnx_translations())
+    assert not (tmp_path / "other").exists()
     with torch.no_grad(), accel.numerics.record(model, tmp_path / "torch", level="full"):
         model(x)
     replay = accel.numerics.replay(tmp_path / "onnx")

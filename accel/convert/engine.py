@@ -58,7 +58,7 @@ def _may_matter(utf8: bytes, options: Options) -> bool:
     """Whether anything in a file can concern a rule; saves the parse of most files."""
     if b"torch" in utf8 or options.user_rules:
         return True
-    return tokens.pattern(options.source).search(utf8.decode("utf-8")) is not None
+    return tokens.speaks(utf8.decode("utf-8"), options.source)
 
 
 def _count(text: bytes) -> int:

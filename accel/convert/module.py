@@ -11,11 +11,13 @@ from typing import TypeVar, cast
 from accel.convert.finding import Action, Edit, Effort, Finding, Parts, Span
 from accel.convert.fstrings import NEEDED, fix_positions, forbidden_quotes, requoted
 from accel.convert.naming import library_name
+from accel.convert.nodes import is_self
 from accel.convert.options import Options
 from accel.convert.project import Project
 from accel.convert.scopes import FUNCTIONS, Binding, Scope, Walk
 from accel.convert.source import Source
 from accel.convert.targets import Target, cautions, target_of
+from accel.convert.tokens import speaks
 from accel.convert.vendors import Vendor, vendor_of
 
 Node = TypeVar("Node", bound=ast.AST)
@@ -159,8 +161,7 @@ class Module:
         if binding.is_opaque or binding.parameter or binding.definitions:
             return None
         if binding.imports:
-            # `except ImportError: apex = None` leaves the import's meaning.
-            plain = all(_is_nothing(value) for value in binding.values)
+            plain = all(_stands_for_missing(value) for value in binding.values)
             return binding.imports[0] if plain and len(set(binding.imports)) == 1 else None
         if len(binding.values) == 1:
             return self._resolve(binding.values[0], depth + 1)
@@ -210,7 +211,7 @@ class Module:
             if isinstance(node.ctx, ast.Load) or not isinstance(node.value, ast.Name):
                 continue
             owner = self.class_of(node)
-            if owner is None or node.value.id not in ("self", "cls"):
+            if owner is None or not is_self(node.value):
                 continue
             parent = self.parent(node)
             value: ast.expr | None = None
@@ -238,6 +239,10 @@ class Module:
     def library_name(self) -> str:
         """What this library is called in the output: `accel`, unless the file uses that name."""
         return library_name(self.walk, self.project.names)
+
+    def speaks(self, text: str) -> bool:
+        """Whether a text has a word of the platform that is converted from."""
+        return speaks(text, self.options.source)
 
     # --- findings ------------------------------------------------------------------------------
 
@@ -387,7 +392,8 @@ class Module:
         )  # fmt: skip
 
 
-def _is_nothing(node: ast.expr) -> bool:
+def _stands_for_missing(node: ast.expr) -> bool:
+    """`except ImportError: apex = None`, or `= False`, leaves the import's meaning."""
     return isinstance(node, ast.Constant) and node.value in (None, False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 
+from accel.convert.nodes import is_none
 from accel.convert.scopes import Binding, Scope, Walk
 
 _LIBRARY, _ALIAS = "accel", "accel_torch"
@@ -45,17 +46,13 @@ def _is_ours(scope: Scope, binding: Binding) -> bool:
     """Whether a name is only ever this library; within a function, from its beginning on."""
     if binding.parameter or binding.definitions or binding.is_opaque:
         return False
-    if set(binding.imports) != {_LIBRARY} or not all(map(_is_nothing, binding.values)):
+    # `except ImportError: accel = None` leaves the import's meaning.
+    if set(binding.imports) != {_LIBRARY} or not all(map(is_none, binding.values)):
         return False
     if scope.parent is None:
         return True
     leading = _leading(scope.node)
     return all(node in leading for node in binding.import_nodes)
-
-
-def _is_nothing(node: ast.expr) -> bool:
-    """`except ImportError: accel = None` leaves the import's meaning."""
-    return isinstance(node, ast.Constant) and node.value is None
 
 
 def _leading(node: ast.AST) -> list[ast.stmt]:

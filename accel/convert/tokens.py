@@ -1,6 +1,7 @@
 """The tokens that a file must account for, found without its syntax tree.
 
-This pass shares nothing with the rules, so that what they overlook shows as missing. It only has to
+This pass shares nothing with the rules, so that what they overlook shows as missing; of packages it
+takes the names from the table that the rules read, but finds them by itself. It only has to
 know strings and comments from code, which is a fraction of a tokenizer's work, and it reads
 f-strings alike on every Python: their text is string, their expressions are code. A test compares
 it with `tokenize`.
@@ -15,12 +16,19 @@ from typing import Literal, NamedTuple
 from accel.convert.finding import Span
 from accel.convert.options import SourceName
 from accel.convert.source import Source
+from accel.convert.tables.packages import Within, known_packages
 
-# What NVIDIA's platform is called in programs.
-_CUDA = (
-    "cuda|nccl|cudnn|nvidia|nvtx|nvml|nvcc|cublas|cufft|cusparse|cusolver|curand|cupti|cutlass|"
-    r"cupy|(?<![a-z])apex(?![a-z])|(?<![a-z])amp_C|flash_attn|xformers|bitsandbytes|tensorrt|transformer_engine"
+# What NVIDIA's platform is called in programs. `nvtx` and `cutlass` are here in their own right:
+# torch and C++ call parts of CUDA so, whether or not the packages of these names are there.
+_PLATFORM = (
+    "cuda|nccl|cudnn|nvidia|nvtx|nvml|nvcc|cublas|cufft|cusparse|cusolver|curand|cupti|cutlass"
 )
+_WITHIN: dict[Within, str] = {
+    "anywhere": "{}", "begins": "(?<![a-z]){}", "alone": "(?<![a-z]){}(?![a-z])"
+}  # fmt: skip
+_PACKAGES = [
+    _WITHIN[within].format(name) for package in known_packages() for name, within in package.words
+]
 # Short enough to be parts of other words (`input`, `cannot`): they begin where no letter is before.
 _VENDORS = {
     "npu": r"(?<![A-Za-z])(?:npu|NPU)|NPU|Npu|hccl|HCCL|Hccl|"
@@ -28,7 +36,7 @@ _VENDORS = {
     "musa": r"(?<![A-Za-z])(?:musa|MUSA|mccl|MCCL)|MUSA|Musa",
     "mlu": r"(?<![A-Za-z])(?:mlu|MLU)|MLU|Mlu|cncl|CNCL|cnnl|CNNL",
 }
-PATTERN = re.compile(_CUDA, re.IGNORECASE)
+PATTERN = re.compile("|".join([_PLATFORM, *_PACKAGES]), re.IGNORECASE)
 
 Kind = Literal["name", "string", "comment"]
 
@@ -77,6 +85,11 @@ class Stretch(NamedTuple):
 def pattern(source: SourceName) -> re.Pattern[str]:
     """What counts as a token of this platform."""
     return PATTERN if source == "cuda" else re.compile(_VENDORS[source])
+
+
+def speaks(text: str, source: SourceName) -> bool:
+    """Whether a text has a word of this platform's in it."""
+    return pattern(source).search(text) is not None
 
 
 @lru_cache

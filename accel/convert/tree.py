@@ -24,6 +24,7 @@ from accel.convert.shadowing import shadowing
 from accel.convert.sweep.native_links import linked
 from accel.convert.tables import support
 from accel.convert.walking import LARGEST, PYTHON, SHELL, Found, Walk, discover
+from accel.convert.wording import listed
 from accel.convert.writing import why_broken
 from accel.report import Progress
 
@@ -237,10 +238,9 @@ def _batches(tasks: Sequence[_Task], workers: int) -> Iterator[list[_Task]]:
 def _death(waiting: dict[Future[list[tuple[int, FileResult]]], list[_Task]]) -> str:
     lost = [batch for future, batch in waiting.items() if future.cancelled() or future.exception()]
     names = [task.path for batch in lost for task in batch]
-    said = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     return (
         "a worker process died (killed, or out of memory) before these were done: "
-        f"{said}; nothing is written: run again with --jobs 1 to see at which file"
+        f"{listed(names, 5)}; nothing is written: run again with --jobs 1 to see at which file"
     )
 
 

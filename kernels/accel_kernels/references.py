@@ -1,16 +1,17 @@
 """The float64 truth of this package's own operators, for who makes a recorded call again.
 
 An operator is called again by another of its kernels: the reference, or for what the reference has
-computed one that shares none of its code. Shared code depends on no operation, so these are named
-here, and imported when one is met.
+computed another. They share the definitions of masks, biases and dropout, and of formats in eight
+bits, and no walk over tiles. Shared code depends on no operation, so these are named here, and
+imported when one is met.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,17 +20,39 @@ from accel_kernels.fp8 import dequantize
 from accel_kernels.fp8.formats import FORMATS, Quantized, Scaling
 
 NAMESPACE = "accel_kernels"
-# Operators to their operation, its reference, and the kernel that judges the reference.
-_JUDGES = {
-    "segmented_attention": ("segmented_attention", "reference", "cpu"),
-    "segmented_attention_backward": ("segmented_attention", "reference", "cpu"),
-    "contrastive_softmax": ("contrastive_loss", "reference", "tiles"),
-    "contrastive_softmax_backward": ("contrastive_loss", "reference", "tiles"),
-    "contrastive_sigmoid": ("contrastive_loss", "reference", "tiles"),
+Function = Callable[..., Any]
+
+
+class _Operator(NamedTuple):
+    """Where an operator is from and who judges it.
+
+    Attributes:
+        operation: The package that registers it.
+        operand: The argument whose dtype says how precisely it computes.
+        reference: Judges every other kernel; None: a formula does.
+        judge: Judges the reference.
+    """
+
+    operation: str
+    operand: str
+    reference: str | None = None
+    judge: str | None = None
+
+
+_ATTENTION = _Operator("segmented_attention", "query", "reference", "cpu")
+_CONTRASTIVE = _Operator("contrastive_loss", "x", "reference", "tiles")
+OPERATORS: Mapping[str, _Operator] = {
+    "segmented_attention": _ATTENTION,
+    "segmented_attention_backward": _ATTENTION,
+    "contrastive_softmax": _CONTRASTIVE,
+    "contrastive_softmax_backward": _CONTRASTIVE,
+    "contrastive_sigmoid": _CONTRASTIVE,
+    "contrastive_sigmoid_backward": _CONTRASTIVE,
+    "scaled_matmul": _Operator("scaled_matmul", "out_dtype"),
 }
 
 
-def reference_of(name: str) -> Callable[..., Any] | None:
+def reference_of(name: str) -> Function | None:
     """What computes an operator's results in float64, from arguments in float64.
 
     Args:
@@ -37,46 +60,110 @@ def reference_of(name: str) -> Callable[..., Any] | None:
 
     Returns:
         A function with the parameters of the operator's schema, or None if there is no such
-        operator.
+        operator. Its memory grows as the kernels' does.
     """
-    if name in _FORMULAS:
-        return _FORMULAS[name]
-    return functools.partial(_by_another_kernel, name) if name in _JUDGES else None
+    if name not in OPERATORS:
+        return None
+    return _FUNCTIONS.get(name) or functools.partial(_by_another_kernel, name)
+
+
+def operand_of(name: str) -> str | None:
+    """The argument, a tensor or a dtype, by which an operator computes in float64 or less."""
+    return OPERATORS[name].operand if name in OPERATORS else None
+
+
+def spelt_out(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of which every number is a number of its own: codes become what they stand for.
+
+    The operator's reference takes these too.
+    """
+    if name != "scaled_matmul" or "left" in arguments:
+        return dict(arguments)
+    given = dict(arguments)
+    left, right = (
+        _matrix(*(given.pop(f"{side}{part}") for part in ("", "_scales", "_scaling")))
+        for side in "ab"
+    )
+    return {"left": left, "right": right, **given}
 
 
 def _by_another_kernel(name: str, *, backend: str, **given: Any) -> Any:
-    operation, reference, judge = _JUDGES[name]
-    importlib.import_module(f"{NAMESPACE}.{operation}.operators")  # registers the operator
-    operator = getattr(torch.ops.accel_kernels, name)
-    return operator(**given, backend=judge if backend == reference else reference)
+    _, _, reference, judge = OPERATORS[name]
+    return _operator(name)(**given, backend=judge if backend == reference else reference)
+
+
+def _operator(name: str) -> Function:
+    importlib.import_module(f"{NAMESPACE}.{OPERATORS[name].operation}.operators")  # registers it
+    operator: Function = getattr(torch.ops.accel_kernels, name)
+    return operator
 
 
 def _attention_backward(*, backend: str, **given: Any) -> tuple[Tensor | None, ...]:
     found = _by_another_kernel("segmented_attention_backward", backend=backend, **given)
     specs = importlib.import_module(f"{NAMESPACE}.segmented_attention").SPECS
-    has = any("gradient of bias" in spec.features for spec in specs if spec.name == backend)
+    lacks = any(s.name == backend and "gradient of bias" not in s.features for s in specs)
     # A kernel that has none is only called where nobody wants it.
-    return (*found[:3], found[3] if has else None)
+    return (*found[:3], None if lacks else found[3])
 
 
-def _scaled_matmul(
-    a: Tensor,
-    a_scales: Tensor,
-    a_scaling: Sequence[str],
-    b: Tensor,
-    b_scales: Tensor,
-    b_scaling: Sequence[str],
-    bias: Tensor | None,
-    **others: Any,
-) -> Tensor:
-    left = _matrix(a, a_scales, *a_scaling)
-    product = left @ _matrix(b, b_scales, *b_scaling).T
-    return product if bias is None else product + bias
+# --- contrastive losses ------------------------------------------------------------------------
+
+# Pairs of a block: the dense formula keeps some matrices of them.
+_PAIRS = 1 << 20
+# Arguments that have a row for every row of x.
+_OF_X = (
+    "x", "x_reference", "x_sample", "x_group", "guide_x", "x_threshold", "x_lse", "grad_x_lse",
+    "grad_x_positive",
+)  # fmt: skip
 
 
-def _matrix(codes: Tensor, scales: Tensor, name: str, granularity: Any, kind: Any) -> Tensor:
-    scaling = Scaling(FORMATS[name], granularity, kind)
-    return dequantize(Quantized(codes, scales, scaling), torch.float64)
+def _blocks(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The call's rows of x in parts. What a pass returns of parts adds up to what it is of all."""
+    rows = max(1, _PAIRS // max(1, len(given["y"])))
+    count = max(1, -(-len(given["x"]) // rows))
+    parts: list[dict[str, Any]] = [dict(given) for _ in range(count)]
+    for name in _OF_X:
+        if isinstance(given.get(name), Tensor):
+            for n, part in enumerate(parts):
+                part[name] = given[name][n * rows : (n + 1) * rows]
+    return parts
+
+
+def _softmax(**given: Any) -> tuple[Tensor, ...]:
+    parts = [_by_another_kernel("contrastive_softmax", **part) for part in _blocks(given)]
+    x_lse, y_lse, x_positive, y_positive, x_count, y_count = zip(*parts, strict=True)
+    return (
+        torch.cat(x_lse),
+        torch.logsumexp(torch.stack(y_lse), 0),
+        torch.cat(x_positive),
+        torch.stack(y_positive).sum(0),
+        torch.cat(x_count),
+        torch.stack(y_count).sum(0),
+    )
+
+
+def _softmax_backward(**given: Any) -> tuple[Tensor, ...]:
+    operators = importlib.import_module(f"{NAMESPACE}.contrastive_loss.operators")
+    lses = [given["x_lse"], given["y_lse"]]
+    grads = [given["grad_x_lse"], given["grad_y_lse"]]
+    if operators.are_large(lses, grads):  # as the operator does it, of the whole
+        for side, lse in zip("xy", lses, strict=True):
+            given[f"{side}_reference"] = operators.moved(given[f"{side}_reference"], lse)
+        own = {
+            name: value for name, value in given.items() if not name.endswith(("_lse", "_positive"))
+        }
+        given["x_lse"], given["y_lse"], *_ = _softmax(**own)
+    parts = [_by_another_kernel("contrastive_softmax_backward", **part) for part in _blocks(given)]
+    x, y, scale = zip(*parts, strict=True)
+    return torch.cat(x), torch.stack(y).sum(0), torch.stack(scale).sum(0)
+
+
+def _sigmoid(**given: Any) -> tuple[Tensor, ...]:
+    parts = [_by_another_kernel("contrastive_sigmoid", **part) for part in _blocks(given)]
+    total, x, *others = zip(*parts, strict=True)
+    if not given["with_gradients"]:
+        return torch.stack(total).sum(0), *parts[0][1:]
+    return torch.stack(total).sum(0), torch.cat(x), *(torch.stack(one).sum(0) for one in others)
 
 
 def _sigmoid_backward(gradient: Tensor, **saved: Tensor) -> tuple[Tensor, ...]:
@@ -84,8 +171,27 @@ def _sigmoid_backward(gradient: Tensor, **saved: Tensor) -> tuple[Tensor, ...]:
     return tuple(gradient * saved[name] for name in names)
 
 
-_FORMULAS: dict[str, Callable[..., Any]] = {
+# --- products in eight bits --------------------------------------------------------------------
+
+
+def _scaled_matmul(**given: Any) -> Tensor:
+    operands = spelt_out("scaled_matmul", given)
+    product: Tensor = operands["left"].double() @ operands["right"].double().T
+    bias = operands["bias"]
+    return product if bias is None else product + bias
+
+
+def _matrix(codes: Tensor, scales: Tensor, words: Sequence[Any]) -> Tensor:
+    name, granularity, kind = words
+    scaling = Scaling(FORMATS[name], granularity, kind)
+    return dequantize(Quantized(codes, scales, scaling), torch.float64)
+
+
+_FUNCTIONS: dict[str, Function] = {
     "segmented_attention_backward": _attention_backward,
-    "scaled_matmul": _scaled_matmul,
+    "contrastive_softmax": _softmax,
+    "contrastive_softmax_backward": _softmax_backward,
+    "contrastive_sigmoid": _sigmoid,
     "contrastive_sigmoid_backward": _sigmoid_backward,
+    "scaled_matmul": _scaled_matmul,
 }

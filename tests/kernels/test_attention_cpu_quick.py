@@ -137,6 +137,20 @@ def test_a_hook_of_one_output_is_not_called_for_another() -> None:
         torch.autograd.grad(one.sum(), leaves, create_graph=True)
 
 
+def test_hooks_may_give_back_other_strides_than_were_saved() -> None:
+    """aten's backward would read them by those that it saved; so it is not called."""
+    leaves = [tensor.requires_grad_() for tensor in drawn(40)]
+
+    def turned(tensor: Tensor) -> Tensor:
+        return tensor.mT.contiguous().mT if tensor.dim() == 4 else tensor
+
+    wanted = torch.autograd.grad(cpu.segmented_attention(*leaves, mask=causal())[0].sum(), leaves)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, turned):
+        out, _ = cpu.segmented_attention(*leaves, mask=causal())
+    for one, other in zip(torch.autograd.grad(out.sum(), leaves), wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 class Counting(TorchDispatchMode):
     """Passes every operator on."""
 

@@ -198,8 +198,9 @@ class _Inside:
 
     def op(self, name: str, *inputs: Any, **attributes: Any) -> Any:
         value = self.tape.op(name, list(inputs), attributes)
-        # Left without a name it would get one that the graph around may have given already.
-        value.name = f"block_{len(self.tape.nodes)}"
+        # Left without a name it would get one that the graph around may have given already. No
+        # parameter has this one: its first part is no identifier.
+        value.name = f"attention/{len(self.tape.nodes)}"
         return value
 
     def number(self, value: float) -> Any:

@@ -8,6 +8,7 @@ import re
 from accel.convert.flow.options import option_of
 from accel.convert.flow.positions import is_device_string, named_device
 from accel.convert.module import Module
+from accel.convert.nodes import by_keyword, called, is_none
 from accel.convert.scopes import FUNCTIONS
 
 _DEEPEST = 8
@@ -69,10 +70,6 @@ def _both(answers: object) -> bool | None:
     return False if any(answer is False for answer in every) else None
 
 
-def _is_none(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and node.value is None
-
-
 def _is_device_call(module: Module, node: ast.Call, depth: int) -> bool | None:
     name = module.qualified(node.func)
     if name in ("torch.device", "torch.accelerator.current_accelerator"):
@@ -87,9 +84,7 @@ def _is_device_call(module: Module, node: ast.Call, depth: int) -> bool | None:
             return is_device(module, inner, depth + 1)
         if node.func.attr == "format" and starts_with_cuda(module, inner):
             return True
-    leaf = node.func.attr if isinstance(node.func, ast.Attribute) else ""
-    leaf = node.func.id if isinstance(node.func, ast.Name) else leaf
-    return True if leaf in ("get_device", "select_device", "get_default_device") else None
+    return True if called(node) in ("get_device", "select_device", "get_default_device") else None
 
 
 def _is_device_attribute(module: Module, node: ast.Attribute, depth: int) -> bool | None:
@@ -97,7 +92,7 @@ def _is_device_attribute(module: Module, node: ast.Attribute, depth: int) -> boo
         return is_device(module, node.value, depth + 1)
     values = module.attribute_values(node)
     if values and all(value is not None for value in values):
-        known = [v for v in values if v is not None and not _is_none(v)]
+        known = [v for v in values if v is not None and not is_none(v)]
         answer = _both(is_device(module, v, depth + 1) for v in known) if known else None
         if answer is not None:
             return answer
@@ -110,7 +105,7 @@ def _is_device_name(module: Module, node: ast.Name, depth: int) -> bool | None:
         return None
     if binding is None or binding.imports:
         return True if named_device(node.id) else None
-    values = [value for value in binding.values if not _is_none(value)]
+    values = [value for value in binding.values if not is_none(value)]
     if values and not binding.parameter and not binding.is_opaque:
         answer = _both(is_device(module, value, depth + 1) for value in values)
         if answer is not None:
@@ -132,7 +127,7 @@ def may_be_none(module: Module, node: ast.expr, depth: int = 0) -> bool:
         if values:
             return any(v is not None and may_be_none(module, v, depth + 1) for v in values)
         option = option_of(module, node.attr)
-        default = _word(option, "default") if option is not None else None
+        default = by_keyword(option, "default") if option is not None else None
         return option is not None and (default is None or may_be_none(module, default, depth + 1))
     binding = module.binding(node) if isinstance(node, ast.Name) else None
     if binding is None:
@@ -142,17 +137,12 @@ def may_be_none(module: Module, node: ast.expr, depth: int = 0) -> bool:
     return any(may_be_none(module, value, depth + 1) for value in binding.values)
 
 
-def _word(call: ast.Call, name: str) -> ast.expr | None:
-    return next((word.value for word in call.keywords if word.arg == name), None)
-
-
 def _optional(module: Module, parameter: ast.arg) -> bool:
     """Whether a parameter's annotation or default allows None."""
     annotation = parameter.annotation
     if annotation is not None and re.search(r"\b(?:None|Optional)\b", module.text(annotation)):
         return True
-    default = default_of(module.parent(parameter), parameter)
-    return isinstance(default, ast.Constant) and default.value is None
+    return is_none(default_of(module.parent(parameter), parameter))
 
 
 def default_of(arguments: ast.AST, parameter: ast.arg) -> ast.expr | None:

@@ -58,22 +58,19 @@ _TYPES = frozenset(
 _ABOUT_CODE = ("torch.utils.cpp_extension.", "torch.testing.", "torch._inductor.", "torch._dynamo.")
 _KEYWORDS = frozenset({"device", "map_location", "device_map", "output_device", "torch_device"})
 _METHODS = frozenset({"to", "cuda", "to_empty"})
-# Packages that call a device `cuda` without being torch: what they mean is theirs.
-_FOREIGN = frozenset(
-    {
-        "xgboost", "lightgbm", "catboost", "ctranslate2", "faster_whisper", "onnxruntime", "onnx",
-        "faiss", "tensorflow", "jax", "jaxlib", "flax", "cupy", "numba", "cudf", "cuml", "mxnet",
-        "paddle", "tvm", "openvino", "tensorrt", "llama_cpp", "tinygrad", "keras", "warp",
-        "pycuda", "cv2", "numpy", "pandas", "taichi", "dali", "nvidia",
-    }
-)  # fmt: skip
-
+# Packages that are not built on torch, and call a device `cuda`: a file with one may mean theirs.
 _DEVICE_PACKAGES = frozenset(
     {
         "xgboost", "lightgbm", "catboost", "ctranslate2", "faster_whisper", "jax", "tensorflow",
         "cuml", "paddle", "mxnet", "tvm", "warp", "llama_cpp", "tinygrad",
     }
 )  # fmt: skip
+# Of these too a device argument is their own matter; but their import says nothing of the rest of a
+# file, as nearly every file has numpy.
+_FOREIGN = _DEVICE_PACKAGES | {
+    "onnxruntime", "onnx", "faiss", "jaxlib", "flax", "cupy", "numba", "cudf", "openvino",
+    "tensorrt", "keras", "pycuda", "cv2", "numpy", "pandas", "taichi", "dali", "nvidia",
+}  # fmt: skip
 
 
 def is_device_string(text: object) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 
 from accel.convert.module import Module
+from accel.convert.nodes import called, leaf
 from accel.convert.scopes import FUNCTIONS
 
 # What torch raises where there is no CUDA, and what such an error is caught by.
@@ -54,13 +55,11 @@ def _answers(module: Module, handler: ast.ExceptHandler) -> bool:
 
 def _catches(kind: ast.expr) -> bool:
     kinds = kind.elts if isinstance(kind, ast.Tuple) else [kind]
-    return any(_leaf(one) in _CAUGHT for one in kinds)
+    return any(leaf(one) in _CAUGHT for one in kinds)
 
 
 def _leaves(node: ast.AST) -> bool:
-    return isinstance(node, ast.Raise) or (
-        isinstance(node, ast.Call) and _leaf(node.func) in _EXITS
-    )
+    return isinstance(node, ast.Raise) or called(node) in _EXITS
 
 
 def _is_short(node: ast.Try) -> bool:
@@ -85,19 +84,12 @@ def _says(step: ast.stmt) -> bool:
     """`pass`, or a word to people."""
     if isinstance(step, ast.Expr):
         value = step.value
-        is_word = isinstance(value, ast.Call) and _leaf(value.func) in _WORDS
-        return is_word or isinstance(value, ast.Constant)
+        return called(value) in _WORDS or isinstance(value, ast.Constant)
     return isinstance(step, ast.Pass)
 
 
 def _swallows(context: ast.expr) -> str:
     """`raises` of `pytest.raises(RuntimeError)`, and so on; "" if it catches no such error."""
-    if not isinstance(context, ast.Call) or _leaf(context.func) not in _CATCHERS:
+    if not isinstance(context, ast.Call) or called(context) not in _CATCHERS:
         return ""
-    return _leaf(context.func) if any(_catches(given) for given in context.args) else ""
-
-
-def _leaf(node: ast.expr) -> str:
-    if isinstance(node, ast.Attribute):
-        return node.attr
-    return node.id if isinstance(node, ast.Name) else ""
+    return called(context) if any(_catches(given) for given in context.args) else ""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from accel.convert.flow.evidence import is_tensor_or_module
 from accel.convert.module import Module
+from accel.convert.nodes import leaf
 
 # Methods that tensors and modules have, and hardly anything else has.
 _METHODS = frozenset(
@@ -72,9 +73,7 @@ def names_value(node: ast.expr) -> bool:
     """Whether a value's name says that it is a tensor or module: `model`, `self.net`, `Net()`."""
     if isinstance(node, ast.Call):
         return _CLASS.search(_chain(node.func)) is not None
-    name = node.attr if isinstance(node, ast.Attribute) else ""
-    name = node.id if isinstance(node, ast.Name) else name
-    return _NAME.search(name.lower()) is not None
+    return _NAME.search(leaf(node).lower()) is not None
 
 
 def _chain(node: ast.expr) -> str:

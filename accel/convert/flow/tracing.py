@@ -1,4 +1,9 @@
-"""Following a value through a file to the places where it ends."""
+"""Following a value through a file to the places where it ends.
+
+Unlike `rules.names_sinks`, which asks of one text whether it names a device at all and gives up
+early, this goes on through attributes, options, tables and the file's own functions and returns
+every place, because a device that is converted must be right in all of them.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +26,7 @@ from accel.convert.flow.positions import position, uses_foreign
 from accel.convert.flow.tables import ways
 from accel.convert.flow.uses import attribute_uses, calls_of, option_uses, subscript_uses
 from accel.convert.module import Module
+from accel.convert.nodes import is_none
 from accel.convert.scopes import FUNCTIONS, Binding
 
 _LIMIT = 400  # places that one value is followed to
@@ -211,7 +217,7 @@ class _Tracer:
         ]
 
     def _compare(self, node: Any, parent: Any, name: str) -> None:
-        none = any(_is_none(side) for side in (parent.left, *parent.comparators))
+        none = any(is_none(side) for side in (parent.left, *parent.comparators))
         self.end("test" if none else "comparison", parent, name)
 
     def _attribute(self, node: Any, parent: ast.Attribute, name: str) -> None:
@@ -360,10 +366,6 @@ class _Tracer:
 
     def _match(self, node: Any, parent: Any, name: str) -> None:
         self.end("comparison", parent, name)
-
-
-def _is_none(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and node.value is None
 
 
 _STEPS: dict[type[ast.AST], Callable[[_Tracer, Any, Any, str], None]] = {

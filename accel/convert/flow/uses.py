@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 from accel.convert.flow.options import destination
 from accel.convert.module import Module
+from accel.convert.nodes import is_self
 from accel.convert.scopes import FUNCTIONS
 
 
@@ -56,7 +57,7 @@ def attribute_uses(
     name = target.id if isinstance(target, ast.Name) else target.attr
     loads = _index(module).attributes.get(name, [])
     if isinstance(target, ast.Attribute):
-        if isinstance(target.value, ast.Name) and target.value.id in ("self", "cls"):
+        if is_self(target.value):
             owner = module.class_of(target)
             return [node for node in loads if _through_self(module, node, owner)]
         base = module.text(target.value)
@@ -64,16 +65,12 @@ def attribute_uses(
     names = list(module.walk.scopes[owner].names[name].uses) if owner else []
     return [
         *names,
-        *(n for n in loads if not _is_self(n.value) or module.class_of(n) is owner),
+        *(n for n in loads if not is_self(n.value) or module.class_of(n) is owner),
     ]
 
 
-def _is_self(node: ast.expr) -> bool:
-    return isinstance(node, ast.Name) and node.id in ("self", "cls")
-
-
 def _through_self(module: Module, node: ast.Attribute, owner: ast.ClassDef | None) -> bool:
-    return _is_self(node.value) and module.class_of(node) is owner
+    return is_self(node.value) and module.class_of(node) is owner
 
 
 def option_uses(module: Module, call: ast.Call, where: int | str = 0) -> tuple[str, list[ast.expr]]:
@@ -90,7 +87,7 @@ def option_uses(module: Module, call: ast.Call, where: int | str = 0) -> tuple[s
     if isinstance(decorated, FUNCTIONS):  # click: the function's parameter
         binding = module.walk.scopes[decorated].names.get(name)
         return name, [*binding.uses] if binding else []
-    return name, [*(node for node in loads if not _is_self(node.value)), *keys]
+    return name, [*(node for node in loads if not is_self(node.value)), *keys]
 
 
 def subscript_uses(

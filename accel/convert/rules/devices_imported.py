@@ -10,6 +10,8 @@ from accel.convert.module import Module
 from accel.convert.rules.devices_spelling import is_int, named_index
 from accel.convert.scopes import Binding
 
+# Packages that have something called `cuda`. Others than those of `flow.positions`, which are about
+# who is given a device: triton and rmm are given none, and no xgboost.cuda is called.
 _OTHER = frozenset(
     {"numba", "cupy", "pycuda", "numpy", "tensorflow", "jax", "cv2", "triton", "mxnet", "warp",
      "tvm", "taichi", "paddle", "numexpr", "rmm"}

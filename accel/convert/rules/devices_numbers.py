@@ -10,6 +10,7 @@ from accel.convert.flow import is_device, is_device_string, is_tensor_or_module,
 from accel.convert.flow.positions import named_device
 from accel.convert.flow.showing import is_moved, is_shown, names_value
 from accel.convert.module import Module
+from accel.convert.nodes import by_keyword, is_none, terminal_name
 from accel.convert.rule import Example, Rule
 from accel.convert.rules.devices_spelling import (
     Piece,
@@ -21,7 +22,6 @@ from accel.convert.rules.devices_spelling import (
     is_int,
     named_index,
     place_of,
-    terminal_name,
 )
 from accel.convert.rules.devices_spelling import call as call_for
 
@@ -145,7 +145,7 @@ def find(module: Module) -> Iterator[Finding]:
 
 def _device_argument(module: Module, call: ast.Call, name: str) -> ast.expr | None:
     """What a call that makes or moves tensors takes as a device."""
-    word = next((word.value for word in call.keywords if word.arg == "device"), None)
+    word = by_keyword(call, "device")
     is_method = isinstance(call.func, ast.Attribute)
     if isinstance(call.func, ast.Attribute) and call.func.attr in ("to", "to_empty"):
         if not _has_torch(module) or is_tensor_or_module(module, call.func.value) is False:
@@ -157,7 +157,7 @@ def _device_argument(module: Module, call: ast.Call, name: str) -> ast.expr | No
     if isinstance(call.func, ast.Attribute) and call.func.attr.startswith("new_"):
         return word
     if name.endswith((".FullyShardedDataParallel", ".FSDP")):
-        return next((word.value for word in call.keywords if word.arg == "device_id"), None)
+        return by_keyword(call, "device_id")
     return None
 
 
@@ -291,7 +291,7 @@ def _rank(node: ast.expr, word: str) -> ast.expr | None:
         if not isinstance(node, ast.List) or len(node.elts) != 1:
             return None
         first = node.elts[0]
-        return None if isinstance(first, ast.Constant) and first.value is None else first
+        return None if is_none(first) else first
     if isinstance(node, ast.Constant) and not isinstance(node.value, int):
         return node if is_device_string(node.value) else None
     return node

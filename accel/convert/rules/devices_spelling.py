@@ -9,6 +9,7 @@ from typing import NamedTuple
 from accel.convert.finding import Finding, Span
 from accel.convert.flow.options import option_of
 from accel.convert.module import Module
+from accel.convert.nodes import by_keyword, is_none, is_self, terminal_name
 from accel.convert.scopes import Binding
 
 Piece = str | Span | ast.AST
@@ -87,7 +88,7 @@ def device_arguments(node: ast.Call) -> tuple[ast.expr | None, ast.expr | None]:
     number = node.args[1] if len(node.args) > 1 else words.get("index")
     if isinstance(named, ast.Starred) or isinstance(number, ast.Starred):
         return None, None
-    if isinstance(number, ast.Constant) and number.value is None:
+    if is_none(number):
         number = None
     return named, number
 
@@ -154,17 +155,6 @@ def template_of(node: ast.Constant, module: Module) -> ast.expr | None:
     return None
 
 
-def terminal_name(node: ast.expr) -> str:
-    """The last name of `args.local_rank`, `self.gpu`, `rank` or `opts["gpu"]`."""
-    if isinstance(node, ast.Attribute):
-        return node.attr
-    if isinstance(node, ast.Name):
-        return node.id
-    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
-        return str(node.slice.value)
-    return ""
-
-
 def named_index(node: ast.expr) -> bool:
     """Whether an expression's name says that it is the number of a device."""
     return _RANK.search(terminal_name(node)) is not None
@@ -212,7 +202,7 @@ def _is_int_attribute(module: Module, node: ast.Attribute, depth: int) -> bool |
         return True if all(answers) else None
     written = option_of(module, node.attr)
     if written is not None:
-        kind = next((word.value for word in written.keywords if word.arg == "type"), None)
+        kind = by_keyword(written, "type")
         return module.qualified(kind) == "builtins.int" if kind is not None else False
     return True if _INT_NAME.search(node.attr) else None
 
@@ -268,8 +258,11 @@ def is_get_device(module: Module, node: ast.expr) -> bool:
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
         return False
     owner = node.func.value
-    is_own = isinstance(owner, ast.Name) and owner.id in ("self", "cls")
-    known = is_own or "get_device" in module.project.names or module.qualified(owner) is not None
+    known = (
+        is_self(owner)
+        or "get_device" in module.project.names
+        or module.qualified(owner) is not None
+    )
     return node.func.attr == "get_device" and not (node.args or node.keywords or known)
 
 

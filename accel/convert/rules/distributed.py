@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from accel.convert.finding import Finding
 from accel.convert.flow import Sink, sinks
 from accel.convert.module import Module
+from accel.convert.nodes import by_keyword, terminal_name
 from accel.convert.rules.distributed_compare import comparisons, names_vendors
 from accel.convert.rules.distributed_rules import RULES as RULES
 
@@ -64,7 +65,7 @@ def _mesh(module: Module, call: ast.Call) -> Iterator[Finding]:
     name = module.qualified(call.func) or ""
     if not name.startswith("torch.distributed") or not name.endswith(_MESHES):
         return
-    kind = next((word.value for word in call.keywords if word.arg == "device_type"), None)
+    kind = by_keyword(call, "device_type")
     kind = kind or (call.args[0] if call.args else None)
     if not isinstance(kind, ast.Constant) or kind.value != "cuda":
         return
@@ -189,26 +190,18 @@ def _is_group(module: Module, node: ast.AST, sink: Sink) -> bool:
     place = _GROUPS.get(leaf)
     if place is None:
         return False
-    argument = next((word.value for word in call.keywords if word.arg == "backend"), None)
+    argument = by_keyword(call, "backend")
     if argument is None and len(call.args) > place:
         argument = call.args[place]
     if argument is None:
         return False
-    return any(part is node or _called(part) == sink.name != "" for part in ast.walk(argument))
+    return any(
+        part is node or terminal_name(part) == sink.name != "" for part in ast.walk(argument)
+    )
 
 
 def _attribute(node: ast.expr) -> str:
     return node.attr if isinstance(node, ast.Attribute) else ""
-
-
-def _called(node: ast.AST) -> str:
-    """The name by which a variable, attribute or key is read."""
-    if isinstance(node, ast.Name):
-        return node.id
-    if isinstance(node, ast.Attribute):
-        return node.attr
-    key = node.slice if isinstance(node, ast.Subscript) else None
-    return str(key.value) if isinstance(key, ast.Constant) else ""
 
 
 def _is_default(module: Module, node: ast.AST) -> bool:

@@ -17,7 +17,6 @@ from accel.convert.rules.environment_rules import (
     VARIABLES,
 )
 from accel.convert.rules.environment_rules import RULES as RULES
-from accel.convert.tokens import pattern
 
 _ENVIRON = ("os.environ", "os.environb")
 _SET = "sets the variable for every vendor"
@@ -63,7 +62,7 @@ def _is_environ(module: Module, node: ast.expr) -> bool:
 def _variable(module: Module, key: ast.expr, taken: set[ast.AST]) -> str | None:
     """The variable that a key names, if it has one of the platform's words; then it is judged."""
     name = module.constant(key)
-    if not isinstance(name, str) or not pattern(module.options.source).search(name):
+    if not isinstance(name, str) or not module.speaks(name):
         return None
     taken.add(key)
     return name

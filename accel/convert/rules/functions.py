@@ -15,7 +15,6 @@ from accel.convert.rules.functions_rules import RULES as RULES
 from accel.convert.rules.functions_table import MODULES, Known, lookup
 from accel.convert.rules.functions_uses import Refusal, spell
 from accel.convert.rules.streams_objects import is_asked_class
-from accel.convert.tokens import pattern
 
 
 def find(module: Module) -> Iterator[Finding]:
@@ -96,7 +95,7 @@ def _name(module: Module, use: ast.Name) -> Iterator[Finding]:
             yield from _module_value(module, use, name, binding is not None)
         return
     if is_moved(module, use):
-        if pattern(module.options.source).search(use.id):
+        if module.speaks(use.id):
             yield module.keep(use, "ACC022", "A name whose import is converted.")
         return
     finding = _use(module, use, known)

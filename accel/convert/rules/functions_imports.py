@@ -9,9 +9,9 @@ from accel.convert.finding import Finding
 from accel.convert.module import Module
 from accel.convert.rules.functions_amp import GENERIC
 from accel.convert.rules.functions_guards import is_of_two
-from accel.convert.rules.functions_modules import is_cuda, left, plain, said_of_two
+from accel.convert.rules.functions_modules import left, plain, said_of_two
 from accel.convert.rules.functions_plan import full_name, plan
-from accel.convert.rules.functions_table import MODULES, lookup
+from accel.convert.rules.functions_table import MODULES, is_cuda, lookup
 from accel.convert.targets import cautions
 
 

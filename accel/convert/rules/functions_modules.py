@@ -9,12 +9,8 @@ from accel.convert.module import Module
 from accel.convert.rules.functions_calls import without_line
 from accel.convert.rules.functions_guards import is_of_two
 from accel.convert.rules.functions_kept import is_exported, is_taken
+from accel.convert.rules.functions_table import is_cuda
 from accel.convert.scopes import Binding
-
-
-def is_cuda(name: str) -> bool:
-    """Whether a dotted name is torch.cuda's."""
-    return name == "torch.cuda" or name.startswith("torch.cuda.")
 
 
 def plain(module: Module, node: ast.Import) -> Finding:

@@ -287,6 +287,11 @@ def lookup(name: str) -> Known | None:
     return found
 
 
+def is_cuda(name: str) -> bool:
+    """Whether a dotted name is that of `torch.cuda`, or one within it."""
+    return name == "torch.cuda" or name.startswith("torch.cuda.")
+
+
 def is_known(name: str) -> bool:
     """Whether a dotted name of `torch.cuda`'s is in the table, as a module or as a member."""
     return name in MODULES or lookup(name) is not None

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from accel.convert.finding import Finding
 from accel.convert.flow import is_device
 from accel.convert.module import Module
+from accel.convert.nodes import terminal_name
 from accel.convert.rules.devices_spelling import (
     COMPARED,
     COMPARED_ADVICE,
@@ -268,14 +269,7 @@ def _kept(module: Module, node: ast.expr, literal: ast.expr, other: ast.expr) ->
 
 
 def _names_choice(node: ast.expr) -> bool:
-    name = ""
-    if isinstance(node, ast.Name):
-        name = node.id
-    elif isinstance(node, ast.Attribute):
-        name = node.attr
-    elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
-        name = str(node.slice.value)
-    return names_choice(name) or (
+    return names_choice(terminal_name(node)) or (
         isinstance(node, (ast.Dict, ast.List, ast.Set, ast.Tuple, ast.Constant, ast.JoinedStr))
     )
 

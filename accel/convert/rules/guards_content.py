@@ -8,41 +8,45 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from accel.convert.module import Module
+from accel.convert.tables.packages import PROVIDERS, known_packages
 
 # Functions whose answer decides whether CUDA is used.
 GUARDS = frozenset({"torch.cuda.is_available", "torch.cuda.device_count"})
-# Names that only NVIDIA's stack gives a meaning.
+# Names that only NVIDIA's stack gives a meaning: torch's, and those of packages.
 _ONLY_CUDA = {
     "DataParallel": "DataParallel, which serves CUDA only",
     "data_parallel": "data_parallel, which serves CUDA only",
-    "bitsandbytes": "bitsandbytes",
     "CUDAGraph": "<CUDA> graphs",
     "make_graphed_callables": "<CUDA> graphs",
     "cudart": "the CUDA runtime",
-    "pynvml": "NVML",
-    "apex": "apex",
-    "amp_C": "apex",
-    "tensorrt": "TensorRT",
-    "pycuda": "PyCUDA",
-    "cupy": "CuPy",
     "load_inline": "a CUDA extension",
     "CUDAExtension": "a CUDA extension",
     "CUDA_HOME": "a CUDA extension",
+    **{name: said for package in known_packages() for name, said in package.only_cuda},
 }
 # Files of a CUDA extension, and how it is compiled.
 _SOURCE = re.compile(r"\.cuh?$|_cuda\.(?:c|cc|cpp|h)$|^-?D?WITH_CUDA|^-gencode")
 _VENDOR = re.compile(r"(?:^|[._])(?:gpu|cuda)(?:$|[._])")
+# Texts that ask for CUDA; of the tools that `sweep.words` knows only those that programs look for.
 _STRINGS = {
-    "CUDAExecutionProvider": "ONNX Runtime's provider for CUDA",
-    "TensorrtExecutionProvider": "ONNX Runtime's provider for TensorRT",
+    **{name: f"ONNX Runtime's provider for {said}" for name, said in PROVIDERS.items()},
     "onnxruntime-gpu": "ONNX Runtime for CUDA",
     "nvidia-smi": "nvidia-smi",
     "nvcc": "a CUDA compiler",
 }
-# Names of compiled functions and of the packages that hold them.
+# Names of compiled functions, and of modules that hold them.
+_EXTENSION = re.compile(
+    r"_cuda$|_cuda_(?:kernel|ext|op|forward|backward)|^_?(?:C|ext|plugin)$|_(?:plugin|ext)$"
+)
+# The same of what is taken from them, and of the packages that have kernels.
 _KERNEL = re.compile(
-    r"_cuda$|_cuda_(?:kernel|ext|op|impl|forward|backward)|^cuda_(?:kernel|ext|op|impl|forward|backward)|"
-    r"^_?(?:C|ext|plugin)$|_(?:plugin|ext)$|triton|flash_attn|xformers"
+    "|".join(
+        [
+            _EXTENSION.pattern,
+            "_cuda_impl|^cuda_(?:kernel|ext|op|impl|forward|backward)",
+            *(name for package in known_packages() for name in package.kernels),
+        ]
+    )
 )
 # The same of functions that are called; a mere `kernel` is mostly a tensor.
 _CALLED = re.compile(r"fused|_kernels?$|custom_op|_cuda(?:_|$)")
@@ -187,12 +191,7 @@ def calls_extension(module: Module, function: ast.AST) -> str:
 def _is_extension(name: str) -> bool:
     if _PLAIN.search(name) or name == "is_cuda":
         return False
-    return bool(
-        re.search(
-            r"_cuda$|_cuda_(?:kernel|forward|backward|ext|op)|^_?(?:C|ext|plugin)$|_plugin$|_ext$",
-            name,
-        )
-    )
+    return _EXTENSION.search(name) is not None
 
 
 def guarded(module: Module, test: ast.expr) -> list[ast.AST] | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 
 from accel.convert.module import Module
+from accel.convert.nodes import called, is_self
 from accel.convert.rules.functions_table import MODULES, lookup
 from accel.convert.rules.names_known import MAPPINGS, TORCHS, Known
-from accel.convert.rules.names_sinks import called
 from accel.convert.rules.names_verdict import (
     KEY,
     MODULE,
@@ -235,7 +235,7 @@ class Identifiers:
         return qualified
 
     def _is_own_self(self, node: ast.Attribute) -> bool:
-        if not isinstance(node.value, ast.Name) or node.value.id not in ("self", "cls"):
+        if not is_self(node.value):
             return False
         owner = self._module.class_of(node)
         if owner is None:

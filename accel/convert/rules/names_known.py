@@ -7,8 +7,8 @@ import posixpath
 from functools import cached_property
 
 from accel.convert.module import Module
+from accel.convert.nodes import called
 from accel.convert.project import field_names, option_names
-from accel.convert.rules.names_sinks import called
 
 # Attributes and parameters of torch's own objects that hold one of the words. A tree that defines
 # the same name proves nothing about an object of unknown origin.

@@ -1,4 +1,10 @@
-"""Where the text of a string goes, as far as that proves that it names no device."""
+"""Where the text of a string goes, as far as that proves that it names no device.
+
+Unlike `flow.tracing`, which gathers all places that a value reaches, since a conversion must suit
+each of them, this gives one answer, by which a word is kept for good: so it follows plain variables
+alone, whose uses must agree, and tells kinds of text apart (errors, commands, searches, exports)
+that would all be `unknown` or `passed` there.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +15,7 @@ from functools import cached_property
 from typing import Literal
 
 from accel.convert.module import Module
+from accel.convert.nodes import called
 from accel.convert.project import OPTION_MAKERS
 
 Sink = Literal[
@@ -273,16 +280,6 @@ _THROUGH = (
     ast.BinOp, ast.JoinedStr, ast.FormattedValue, ast.IfExp, ast.List, ast.Tuple, ast.Set,
     ast.Starred, ast.BoolOp, ast.NamedExpr,
 )  # fmt: skip
-
-
-def called(node: ast.AST) -> str:
-    """The last name of what is called."""
-    if not isinstance(node, ast.Call):
-        return ""
-    function = node.func
-    if isinstance(function, ast.Attribute):
-        return function.attr
-    return function.id if isinstance(function, ast.Name) else ""
 
 
 def _prints(name: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from accel.convert.finding import Finding
 from accel.convert.module import Module
-from accel.convert.rules.functions_table import MODULES, lookup
+from accel.convert.rules.functions_table import MODULES, is_cuda, lookup
 from accel.convert.rules.names_verdict import UNKNOWN
 from accel.convert.scopes import Binding
 from accel.convert.tokens import pattern
@@ -38,7 +38,7 @@ def _use(module: Module, node: ast.expr) -> Finding | None:
     if found is None:
         return None
     known = module.vendor.canonical(_in_other_words(module, found.name))
-    if not _is_cudas(known) or not (found.is_part or _stays(known)):
+    if not is_cuda(known) or not (found.is_part or _stays(known)):
         return None
     return module.flag(
         node, UNKNOWN, f"it is {known} by way of {found.home}, and is not converted across files",
@@ -49,10 +49,6 @@ def _use(module: Module, node: ast.expr) -> Finding | None:
 
 def _in_other_words(module: Module, name: str) -> str:
     return ".".join(module.vendor.own(part) for part in name.split("."))
-
-
-def _is_cudas(name: str) -> bool:
-    return name == "torch.cuda" or name.startswith("torch.cuda.")
 
 
 def _stays(name: str) -> bool:

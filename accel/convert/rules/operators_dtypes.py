@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 
 from accel.convert.module import Module
+from accel.convert.nodes import by_keyword, called
 
 # What an Ascend computes in few operators only, by each of torch's names.
 WIDE = {
@@ -55,12 +56,12 @@ def shown(module: Module, node: ast.expr) -> str | None:
 
 def on_device(module: Module, call: ast.Call) -> bool:
     """Whether a call with a wide dtype may make its result on a device, as far as it shows."""
-    device = next((word.value for word in call.keywords if word.arg == "device"), None)
+    device = by_keyword(call, "device")
     if device is not None:
         return not is_cpu(module, device)
     if any(is_cpu(module, argument) for argument in call.args):
         return False
-    name = _called(call)
+    name = called(call)
     if isinstance(call.func, ast.Attribute) and _is_method(module, call.func):
         if from_cpu(module, call.func.value):
             return False
@@ -81,12 +82,6 @@ def _is_method(module: Module, node: ast.Attribute) -> bool:
     if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls", "super"):
         return False
     return name is None or name.startswith("builtins.")
-
-
-def _called(call: ast.Call) -> str:
-    if isinstance(call.func, ast.Attribute):
-        return call.func.attr
-    return call.func.id if isinstance(call.func, ast.Name) else ""
 
 
 def _inherits(name: str) -> bool:

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from accel.convert.finding import Finding
 from accel.convert.module import Module
-from accel.convert.rules.packages_extensions import listed, name_of_function, plain_versions
+from accel.convert.rules.packages_extensions import SHOWN, name_of_function, plain_versions
 from accel.convert.rules.packages_imports import why_optional
 from accel.convert.rules.packages_plain import without
 from accel.convert.tables.packages import imported
-from accel.convert.tokens import pattern
+from accel.convert.wording import listed
 
 # What people call the compiled part of a package.
 _USUAL = re.compile(
@@ -52,7 +52,7 @@ def _imports(module: Module) -> Iterator[Compiled]:
     for node in module.all(ast.Import):
         for alias in node.names:
             top = alias.name.partition(".")[0]
-            speaks = not is_alone and _speaks(module, top) and imported(alias.name) is None
+            speaks = not is_alone and module.speaks(top) and imported(alias.name) is None
             if speaks and not _is_python(module, alias.name):
                 yield Compiled(alias.name, (alias.asname or top,), node)
     for statement in module.all(ast.ImportFrom):
@@ -76,7 +76,7 @@ def _from(module: Module, node: ast.ImportFrom) -> Iterator[Compiled]:
         yield from _built(module, node)
         return
     inside = node.level and "_ext" in module.path.split("/")  # files that a build writes
-    if inside or any(part and (_USUAL.fullmatch(part) or _speaks(module, part)) for part in parts):
+    if inside or any(part and (_USUAL.fullmatch(part) or module.speaks(part)) for part in parts):
         base = _absolute(module, node)
         if base is not None and not _is_python(module, base):
             # `from .._ext.roi_align import f`, `from my_cuda import f`
@@ -99,10 +99,6 @@ def _built(module: Module, node: ast.ImportFrom) -> Iterator[Compiled]:
         taken = {outer.attr for outer in _attributes(module, one)}
         if not taken & module.project.names:
             yield one
-
-
-def _speaks(module: Module, name: str) -> bool:
-    return pattern(module.options.source).search(name) is not None
 
 
 def _absolute(module: Module, node: ast.ImportFrom) -> str | None:
@@ -143,12 +139,12 @@ def _about(module: Module, one: Compiled) -> Finding:
         return module.keep(one.node, "ACC103", f"{what}; {optional}", subject=one.name)
     names = list(_names(module, one))
     users = sorted({name for use in names if (name := name_of_function(module, use))})
-    used = f"; used by {listed(users)}" if users else ""
+    used = f"; used by {listed(users, SHOWN)}" if users else ""
     plain = plain_versions(module)
-    advice = f"A plain version seems to be {listed(plain)}. " if plain else ""
+    advice = f"A plain version seems to be {listed(plain, SHOWN)}. " if plain else ""
     said = without(module, one.node, names)
-    speaks = _speaks(module, module.text(one.node)) or any(
-        _speaks(module, outer.attr) for outer in _attributes(module, one)
+    speaks = module.speaks(module.text(one.node)) or any(
+        module.speaks(outer.attr) for outer in _attributes(module, one)
     )
     return module.flag(
         one.node, "ACC103", f"{what}{used}" + (f"; {said}" if said else ""), advice + _WAYS,
@@ -178,7 +174,7 @@ def _uses(module: Module, one: Compiled) -> Iterator[Finding]:
         whole: ast.expr = node
         while isinstance(outer := module.parent(whole), ast.Attribute):
             whole = outer
-        if _speaks(module, module.text(whole)):
+        if module.speaks(module.text(whole)):
             yield module.keep(
                 whole, "ACC103", f"compiled code of {one.name}: see its import on line {line}",
                 subject=one.name,

@@ -10,8 +10,7 @@ from accel.convert.module import Module
 from accel.convert.rules.functions_table import lookup
 from accel.convert.rules.packages_imports import about, is_local, is_reference
 from accel.convert.sweep.words import TOOLS
-from accel.convert.tables.packages import imported
-from accel.convert.tokens import pattern
+from accel.convert.tables.packages import PROVIDERS, imported
 
 _ATTRIBUTE = {f"builtins.{name}" for name in ("getattr", "hasattr", "setattr", "delattr")}
 _IMPORTERS = {"importlib.import_module", "builtins.__import__", "importlib.util.find_spec"}
@@ -25,7 +24,6 @@ _PROCESSES = (
     "asyncio.create_subprocess_",
 )
 _PRINTERS = frozenset({"print", "info", "debug", "warning", "write", "log", "format", "emojis"})
-_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 _ROOTS = ("torch", "torch.cuda", "torch.backends", "torch.version")
 
 
@@ -47,7 +45,7 @@ def find(module: Module) -> Iterator[Finding]:
         if module.qualified(node) == "torch.version.cuda" and is_reference(module, node):
             yield _version(module, node)
     for constant in module.all(ast.Constant):
-        if constant.value in _PROVIDERS:
+        if constant.value in PROVIDERS:
             yield module.flag(
                 constant, "ACC100", f"{constant.value} is ONNX Runtime's way to NVIDIA devices",
                 "Name CANNExecutionProvider before CPUExecutionProvider, with onnxruntime-cann.",
@@ -66,7 +64,7 @@ def _attribute(module: Module, call: ast.Call, function: str) -> Iterator[Findin
     if root not in _ROOTS:
         return
     whole = f"{root}.{name}"
-    touches = root == "torch.cuda" or whole.startswith("torch.cuda") or _speaks(module, whole)
+    touches = root == "torch.cuda" or whole.startswith("torch.cuda") or module.speaks(whole)
     if not touches:
         return
     if function == "hasattr":
@@ -108,10 +106,6 @@ def _getattr(module: Module, call: ast.Call, name: str) -> Finding:
     )  # fmt: skip
 
 
-def _speaks(module: Module, text: str) -> bool:
-    return pattern(module.options.source).search(text) is not None
-
-
 # --- imports, programs and patches by name -----------------------------------------------------
 
 
@@ -120,7 +114,7 @@ def _import(module: Module, call: ast.Call, function: str) -> Iterator[Finding]:
     if not isinstance(name, str) or is_local(module, name):
         return
     if function == "importlib.util.find_spec":
-        if _speaks(module, name):
+        if module.speaks(name):
             yield module.keep(call, "ACC108", f"asks whether {name} is installed", subject=name)
         return
     package = imported(name)
@@ -135,7 +129,7 @@ def _import(module: Module, call: ast.Call, function: str) -> Iterator[Finding]:
 
 def _text(module: Module, call: ast.Call, function: str) -> Iterator[Finding]:
     text = module.constant(call.args[0])
-    if isinstance(text, str) and _speaks(module, text):
+    if isinstance(text, str) and module.speaks(text):
         yield module.flag(
             call, "ACC109", f"{function} of a text that names <CUDA>",
             "Write the code out, so that it can be converted.", subject=function,

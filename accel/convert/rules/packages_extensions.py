@@ -12,7 +12,7 @@ from accel.convert.module import Module
 from accel.convert.rules.packages_imports import is_reference
 from accel.convert.rules.packages_plain import without
 from accel.convert.sweep.native import describe
-from accel.convert.tokens import pattern
+from accel.convert.wording import listed
 
 _EXTENSION = "torch.utils.cpp_extension"
 _LOADERS = {f"{_EXTENSION}.load", f"{_EXTENSION}.load_inline"}
@@ -31,7 +31,7 @@ _LIBRARIES = {
 }
 _SOURCE = re.compile(r"__global__\s+|__device__\s+\w|#\s*include\s*<cuda")
 _PLAIN = re.compile(r"(?:^|_)(?:ref|reference|naive|slow|fallback|native|eager|pytorch)(?:_|$)")
-_SHOWN = 6
+SHOWN = 6  # names that a message lists
 _WAYS = (
     "On Ascend call a plain torch version of it, or write it with torch operators, in Triton, or "
     "in Ascend C (torch_npu.utils.cpp_extension.NpuExtension builds C++ for it)."
@@ -92,9 +92,9 @@ def _build(module: Module, call: ast.Call, name: str) -> Finding:
             effort="review", subject=_name_of(module, call),
         )  # fmt: skip
     users = _users(module, call)
-    used = f"; used by {listed(users)}" if users else ""
+    used = f"; used by {listed(users, SHOWN)}" if users else ""
     plain = plain_versions(module)
-    advice = f"A plain version seems to be {listed(plain)}. " if plain else ""
+    advice = f"A plain version seems to be {listed(plain, SHOWN)}. " if plain else ""
     said = without(module, call, _uses(module, call))
     return module.flag(
         call, "ACC102", f"CUDA code is built here {_as(module, call)}{used}"
@@ -178,7 +178,7 @@ def plain_versions(module: Module) -> list[str]:
 
 def _library(module: Module, call: ast.Call, name: str) -> Iterator[Finding]:
     texts = [text for argument in call.args[:1] for text in _strings(module, argument)]
-    found = next((text for text in texts if pattern(module.options.source).search(text)), None)
+    found = next((text for text in texts if module.speaks(text)), None)
     if found is not None:
         yield module.flag(
             call, "ACC104", f"{name} loads {found}, which only CUDA has",
@@ -192,10 +192,10 @@ def _source(module: Module, constant: ast.Constant, build: Finding | None) -> It
     native = describe(str(constant.value))
     if not native.kernels and "\n" not in str(constant.value):
         return
-    kernels = f": {listed(list(native.kernels))}" if native.kernels else ""
+    kernels = f": {listed(native.kernels, SHOWN)}" if native.kernels else ""
     users = _users(module, constant)
-    used = f"; used by {listed(users)}" if users else ""
-    subject = build.subject if build else listed(list(native.kernels)) or "CUDA C++"
+    used = f"; used by {listed(users, SHOWN)}" if users else ""
+    subject = build.subject if build else listed(native.kernels, SHOWN) or "CUDA C++"
     yield module.flag(
         constant, "ACC105", f"CUDA C++ in a string{kernels}{used}", _WAYS, effort="rewrite",
         blocker=build.blocker if build else True, subject=subject,
@@ -204,7 +204,7 @@ def _source(module: Module, constant: ast.Constant, build: Finding | None) -> It
 
 def _imports(module: Module) -> Iterator[Finding]:
     for node in module.all(ast.ImportFrom):
-        if node.module == _EXTENSION and pattern(module.options.source).search(module.text(node)):
+        if node.module == _EXTENSION and module.speaks(module.text(node)):
             yield module.keep(node, "ACC102", "what it builds is flagged where it is called")
 
 
@@ -223,9 +223,3 @@ def _constants(module: Module, call: ast.Call) -> Iterator[ast.Constant]:
         for node in ast.walk(argument):
             whole = module.value_of(node) if isinstance(node, ast.Name) else node
             yield from (n for n in ast.walk(whole) if isinstance(n, ast.Constant))
-
-
-def listed(names: list[str]) -> str:
-    """Some names, and how many more there are."""
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from accel.convert.finding import Finding
 from accel.convert.module import Module
+from accel.convert.nodes import called
 from accel.convert.tables.packages import Package, imported
 from accel.convert.tokens import pattern
 
@@ -130,22 +131,17 @@ def _goes_on(handler: ast.ExceptHandler) -> bool:
     for node in ast.walk(handler):
         if isinstance(node, ast.Raise):
             return False
-        if isinstance(node, ast.Call):
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
-            name = node.func.id if isinstance(node.func, ast.Name) else name
-            if name in _EXITS:
-                return False
+        if called(node) in _EXITS:
+            return False
     return True
 
 
 def _asks_for_it(test: ast.expr) -> bool:
     """`if importlib.util.find_spec("flash_attn")`, `if is_flash_attn_available():`."""
     for node in ast.walk(test):
-        if isinstance(node, ast.Call):
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
-            name = node.func.id if isinstance(node.func, ast.Name) else name
-            if name == "find_spec" or re.fullmatch(r"is_\w+_available", name):
-                return True
+        name = called(node)
+        if name == "find_spec" or re.fullmatch(r"is_\w+_available", name):
+            return True
     return False
 
 

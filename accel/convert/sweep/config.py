@@ -105,11 +105,11 @@ def _value(text: Text, span: Span, key: str) -> Iterator[Finding]:
     if not bare:
         return
     if _DEVICE.fullmatch(bare):
-        yield about_device(text, _stripped(text, span), bare, "ACC127")
+        yield about_device(text, text.stripped(span), bare, "ACC127")
     elif bare == "nvidia" and key in ("runtime", "driver", "default-runtime"):
-        yield about_runtime(text, _stripped(text, span))
+        yield about_runtime(text, text.stripped(span))
     elif key == "image" and next(text.hits(span), None):
-        yield about_image(text, _stripped(text, span), bare)
+        yield about_image(text, text.stripped(span), bare)
     elif _COMMANDS.search(value):
         yield from _command(text, span)
     else:
@@ -134,9 +134,3 @@ def _command(text: Text, span: Span) -> Iterator[Finding]:
         return
     if any(isinstance(piece, Command) for piece in pieces):
         yield from shell.find_in(text, span, converts=False)
-
-
-def _stripped(text: Text, span: Span) -> Span:
-    value = text.get(span)
-    start = span.start + len(value) - len(value.lstrip())
-    return Span(start, start + len(value.strip()))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from accel.convert.finding import Finding, Span
 from accel.convert.sweep.text import Text
+from accel.convert.wording import listed
 
 # Comments and strings are blanked first, so that what is found is code.
 _NOISE = re.compile(r"""//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""", re.DOTALL)
@@ -130,23 +131,24 @@ def _about(text: Text) -> Iterator[Finding]:
 def _kernels(text: Text, whole: Span, native: Native) -> Finding:
     count = len(native.kernels)
     plural = "" if count == 1 else "s"
+    names = listed(native.kernels, _SHOWN)
     return text.flag(
-        whole, "ACC130", f"{count} CUDA kernel{plural}: {_listed(native.kernels)}{_bound(native)}",
+        whole, "ACC130", f"{count} CUDA kernel{plural}: {names}{_bound(native)}",
         "Does not run on Ascend. Call a plain torch version where there is one (look for `ref` or "
         "`reference` beside it), or write it with torch operators, in Triton, or in Ascend C.",
-        effort="rewrite", blocker=True, subject=f"CUDA kernel{plural} {_listed(native.kernels)}",
+        effort="rewrite", blocker=True, subject=f"CUDA kernel{plural} {names}",
     )  # fmt: skip
 
 
 def _subject(text: Text, native: Native) -> str:
-    return f"CUDA extension {_listed(native.bindings)}" if native.bindings else text.path
+    return f"CUDA extension {listed(native.bindings, _SHOWN)}" if native.bindings else text.path
 
 
 def _bound(native: Native) -> str:
     if not native.bindings:
         return ""
     of = f" of {native.module}" if native.module not in ("", "TORCH_EXTENSION_NAME") else ""
-    return f"; called from Python as {_listed(native.bindings)}{of}"
+    return f"; called from Python as {listed(native.bindings, _SHOWN)}{of}"
 
 
 def _names(text: Text, whole: Span) -> Iterator[Finding]:
@@ -164,11 +166,6 @@ def _names(text: Text, whole: Span) -> Iterator[Finding]:
 
 def _is_comment(line: str) -> bool:
     return line.lstrip().startswith(("//", "*", "/*", "# "))
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _unique(names: list[str]) -> tuple[str, ...]:

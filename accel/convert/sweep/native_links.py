@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from accel.convert.finding import FileResult, Finding
 from accel.convert.sweep.native import WITHOUT
+from accel.convert.wording import listed
 
 _LANGUAGES = frozenset({"cuda", "c++", "cython"})
 _PYTHON = "python"
@@ -246,8 +247,7 @@ def _others_import(name: str, python: Sequence[FileResult], places: Sequence[_Pl
 
 def _lines(places: Sequence[_Place]) -> str:
     lines = list(dict.fromkeys(one.line for one in places))
-    more = len(lines) - _SHOWN
-    return ", ".join(lines[:_SHOWN]) + (f" and {more} more lines" if more > 0 else "")
+    return listed(lines, _SHOWN, " lines")
 
 
 def _needs(one: _Place) -> bool:

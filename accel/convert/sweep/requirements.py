@@ -95,17 +95,11 @@ def _line(text: Text, span: Span, *, is_structured: bool) -> Iterator[Finding]:
     entry = None if named else _ENTRY.fullmatch(line)
     package = distribution(entry["name"]) if entry else None
     if package:
-        yield about_package(text, _stripped(text, span), package, "ACC126")
+        yield about_package(text, text.stripped(span), package, "ACC126")
     elif _CUDA_BUILD.search(line):
-        yield _build(text, _stripped(text, span), "ACC126")
+        yield _build(text, text.stripped(span), "ACC126")
     else:
         for word in re.finditer(r"""[^\s"'\[\],]+""", line):
             at = Span(span.start + word.start(), span.start + word.end())
             if not any(one.contains(at) for one in named):
                 yield from about_word(text, at)
-
-
-def _stripped(text: Text, span: Span) -> Span:
-    line = text.get(span)
-    start = span.start + len(line) - len(line.lstrip())
-    return Span(start, start + len(line.strip()))

@@ -11,7 +11,7 @@ from accel.convert import keeping
 from accel.convert.edits import apply
 from accel.convert.finding import Action, Edit, Effort, Entry, FileResult, Finding, Span
 from accel.convert.options import Options
-from accel.convert.tokens import pattern
+from accel.convert.tokens import pattern, speaks
 
 _NEWLINE = re.compile(rb"\r\n|\r|\n")
 _LONGEST = 160  # characters of a snippet
@@ -60,6 +60,10 @@ class Text:
             at = Span(match.start(), match.end())
             yield Hit(match.group(), at, self.line_of(at.start))
 
+    def speaks(self, text: str) -> bool:
+        """Whether a text has a word of the platform that is converted from."""
+        return speaks(text, self.options.source)
+
     def lines(self) -> Iterator[tuple[int, Span]]:
         """Each line's number, from 1, and its bytes without the line end."""
         for number in range(1, len(self.starts) + 1):
@@ -78,6 +82,12 @@ class Text:
     def get(self, span: Span) -> str:
         """The text of a span, as characters of one byte."""
         return self.chars[span.start : span.end]
+
+    def stripped(self, span: Span) -> Span:
+        """A span without the blanks at its ends."""
+        text = self.get(span)
+        start = span.start + len(text) - len(text.lstrip())
+        return Span(start, start + len(text.strip()))
 
     def find(self, span: Span, rule: str, action: Action, message: str, **more: object) -> Finding:
         """A finding; `more` are its further fields."""

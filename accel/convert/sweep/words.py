@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from accel.convert.finding import Finding, Span
 from accel.convert.sweep.text import Text
 from accel.convert.tables.environment import Variable, variable
-from accel.convert.tokens import pattern
 
 TOOLS = {
     "nvidia-smi": "`npu-smi info` shows devices, memory and load on Ascend.",
@@ -120,7 +119,7 @@ def _is_own(text: Text, word: str) -> bool:
     """Whether the platform's word is only in names of variables and in options that they hold."""
     rest = re.sub(r"\$\{?[A-Za-z_]\w*", "", word)
     rest = re.sub(r"^[A-Za-z_]\w*=", "", rest).strip(_QUOTES)
-    return rest != word and (not _has_word(text, rest) or _PLAIN_OPTION.fullmatch(rest) is not None)
+    return rest != word and (not text.speaks(rest) or _PLAIN_OPTION.fullmatch(rest) is not None)
 
 
 def about_device(text: Text, span: Span, device: str, rule: str = "ACC122") -> Finding:
@@ -171,17 +170,13 @@ def _other(text: Text, span: Span, word: str, value: str | None) -> Finding:
             span, "ACC123", "something of NVIDIA's is fetched from here",
             "Leave it out on Ascend, or fetch the like of CANN.", subject="download",
         )  # fmt: skip
-    if word.startswith("-") and (value is None or not _has_word(text, value)):
+    if word.startswith("-") and (value is None or not text.speaks(value)):
         return text.keep(span, "ACC139", "an option of a program's own; none is ever renamed")
     if _FILE.match(word):
         return text.keep(span, "ACC139", "a path or an address; none is ever changed")
-    if _IDENTIFIER.fullmatch(word) or (value is not None and not _has_word(text, value)):
+    if _IDENTIFIER.fullmatch(word) or (value is not None and not text.speaks(value)):
         return text.keep(span, "ACC139", "a name of the project's own; none is ever changed")
     return text.flag(
         span, "ACC138", "nothing is known of this use", "Read this line and decide.",
         subject=word[:40],
     )  # fmt: skip
-
-
-def _has_word(text: Text, value: str) -> bool:
-    return pattern(text.options.source).search(value) is not None

@@ -12,6 +12,12 @@ from typing import Literal
 # supported: it runs on Ascend as it is, or with a plugin. replaceable: something else does the
 # same. none: nothing known; what is named is what to write it with.
 Verdict = Literal["supported", "replaceable", "none"]
+# Where a name means the package: anywhere, within longer names too; where no letter is before it;
+# where no letter is on either side.
+Within = Literal["anywhere", "begins", "alone"]
+
+# What onnxruntime-gpu calls its ways to NVIDIA devices, and what sentences call them.
+PROVIDERS = {"CUDAExecutionProvider": "CUDA", "TensorrtExecutionProvider": "TensorRT"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,13 @@ class Package:
         replacement: What to use, best first.
         members: Names of which one must be imported for it to be this package, where the top
             module's name is common; empty if the name is enough.
+        words: Of the imports, those that must be accounted for wherever they stand, and within
+            what. The others count in an import alone, as they mean other things elsewhere (`warp`,
+            `kernels`), or hold a word of the platform's in any case (`pycuda`).
+        only_cuda: Of the imports, those that make a block behind a test for CUDA a block for CUDA
+            alone, and what sentences call them. No matter of the verdict: what does the same on
+            another device has another import.
+        kernels: Of the imports, those that are the name of a custom kernel, or a part of it.
     """
 
     name: str
@@ -55,6 +68,9 @@ class Package:
     source: str
     replacement: tuple[Replacement, ...] = ()
     members: frozenset[str] = frozenset()
+    words: tuple[tuple[str, Within], ...] = ()
+    only_cuda: tuple[tuple[str, str], ...] = ()
+    kernels: tuple[str, ...] = ()
 
     @property
     def said(self) -> str:
@@ -86,6 +102,9 @@ def known_packages() -> tuple[Package, ...]:
             source=row["source"],
             replacement=tuple(Replacement(**one) for one in row["replacement"]),
             members=frozenset(row.get("members", ())),
+            words=tuple(row.get("words", {}).items()),
+            only_cuda=tuple(row.get("only_cuda", {}).items()),
+            kernels=tuple(row.get("kernels", ())),
         )
         for row in json.loads(text)["packages"]
     )

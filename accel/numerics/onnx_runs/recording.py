@@ -60,6 +60,8 @@ def record_onnxruntime(
         raise ValueError(f"watch must be 'operators' or 'modules', got {watch!r}")
     if level not in ("sketch", "full"):
         raise ValueError(f"level must be 'sketch' or 'full', got {level!r}")
+    if isinstance(model, Exported) and translations is not None:
+        raise ValueError("translations are for a module: what is exported has been translated")
     exported = (
         model
         if isinstance(model, Exported)

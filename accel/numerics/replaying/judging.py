@@ -39,6 +39,7 @@ from accel.numerics.replaying.responses import (
     roundoff,
     widened_squares,
     with_rounded_scalars,
+    with_weights,
 )
 from accel.numerics.replaying.yardstick import SIXTEEN_BIT, Measured, measured
 
@@ -96,6 +97,7 @@ def judge(
 def _found(call: Call, recorded: Results, empty: Judged, device_type: str) -> Judged:
     if is_view(call.name, call.overload):
         return replace(empty, verdict="exact", reason="a view computes nothing")
+    call = references.spelt_out(call)
     replay = references.replayer(call, recorded)
     unit = roundoff(call)
     is_elementwise = is_pointwise(call.name, call.overload)
@@ -227,6 +229,8 @@ def _excused(
     half = torch.finfo(coarse).eps / 2
     replay = references.replayer(call, recorded)
     wider = widened_squares(call, replay, truth, squares, unit, half)
+    if found.kind == "attention":
+        wider = with_weights(call, truth, wider, half)
     strictly = _measured(call, recorded, truth, squares, unit)
     coarsely = _measured(call, recorded, truth, wider, unit)
     if keeps_16_bits(call, found.kind, strictly.values(), unit, device_type):

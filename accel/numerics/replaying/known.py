@@ -23,6 +23,7 @@ from torch import Tensor
 from accel.numerics.replaying.calls import Call
 from accel.numerics.replaying.limits import MOST_M, MOST_M_16, MOST_R, MOST_R_16, drifts
 from accel.numerics.replaying.yardstick import SIXTEEN_BIT, Measured
+from accel_kernels.references import NAMESPACE
 
 _WIDE = frozenset({torch.float32})
 
@@ -280,6 +281,8 @@ def keeps_16_bits(
     """
     short = call.name.partition("::")[2]
     is_coarse = short in KEEPS_16_BITS or kind in KEEPS_16_BITS
+    if call.name.startswith(f"{NAMESPACE}::") and call.arguments.get("backend") == "reference":
+        return False  # which computes in float32
     if is_coarse or (device_type == "cpu" and short in KEEPS_16_BITS_ON_CPU):
         return not (short in _WIDE_IF_MIXED and any(t.dtype == torch.float32 for t in call.tensors))
     if kind not in PARTIAL_SUMS:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -31,6 +32,7 @@ from accel.numerics.replaying.refusals import CannotReplayError
 Formula = Callable[[Mapping[str, Given], Results], Sequence[Tensor | None]]
 
 _REGISTERED: dict[str, Function] = {}
+_OWN = "accel_kernels"
 _OF_TORCH = ("aten::", "prims::")  # whose float64 kernels are their reference
 
 
@@ -88,6 +90,16 @@ def replayer(call: Call, recorded: Results) -> Callable[[Mapping[str, Given]], R
     return functools.partial(results_of, function, call)
 
 
+def spelt_out(call: Call) -> Call:
+    """The call with every number that its results depend on as one that can be slightly wrong."""
+    namespace, _, short = call.name.partition("::")
+    if namespace != _OWN or call.name in _REGISTERED:
+        return call
+    from accel_kernels.references import spelt_out as of_own
+
+    return replace(call, arguments=of_own(short, call.arguments))
+
+
 def why_nothing_to_replay(name: str, overload: str) -> str | None:
     """Why an operator can have no reference; None if it has one or may be given one.
 
@@ -125,7 +137,7 @@ def _of_a_package(full: str) -> Function | None:
         from accel_kernels.vendor import npu
 
         return npu.REFERENCES.get(short)
-    if namespace == "accel_kernels":
+    if namespace == _OWN:
         from accel_kernels.references import reference_of
 
         return reference_of(short)

@@ -13,7 +13,9 @@ from torch import Tensor
 from accel.numerics.replaying.calls import Call, Given, Results, mapped, tensors_in, widened
 from accel.numerics.replaying.operators import SCALAR_OPERANDS, is_pointwise, short_name
 from accel.numerics.replaying.refusals import CannotReplayError
+from accel_kernels.references import NAMESPACE, operand_of
 
+_OWN = f"{NAMESPACE}::"
 Replayed = Callable[[Mapping[str, Given]], Results]
 
 _DRAWS = 4
@@ -37,6 +39,10 @@ _SQUARED_SCALARS = frozenset({"alpha", "beta"})
 
 def roundoff(call: Call) -> float:
     """Unit roundoff of the precision an operator computes in: of float64, or else of float32."""
+    operand = operand_of(call.name.partition("::")[2]) if call.name.startswith(_OWN) else None
+    if (found := call.arguments.get(operand or "")) is not None:
+        dtype = found.dtype if isinstance(found, Tensor) else found
+        return 2.0**-53 if dtype == torch.float64 else 2.0**-24
     floats = [t.dtype for t in call.tensors if t.is_floating_point() or t.is_complex()]
     tensors = [t for t in call.tensors if t.dim()] or call.tensors
     if any(t.dtype in (torch.float64, torch.complex128) for t in tensors) or not floats:
@@ -65,6 +71,28 @@ def widened_squares(
     if _INTERPOLATIONS.fullmatch(call.name):  # its coordinates are not as coarse as its elements
         return mean_squares(call, replay, truth, coarse)
     return {name: value * (coarse / unit) ** 2 for name, value in squares.items()}
+
+
+def with_weights(
+    call: Call, truth: Results, squares: Mapping[str, Tensor], unit: float
+) -> dict[str, Tensor]:
+    """The mean squares of an attention that rounds its weights, which no noise of inputs shows.
+
+    Where all scores are zero, inputs that are slightly wrong change none of them.
+
+    Args:
+        call: The call.
+        truth: What it gave without noise.
+        squares: Of noise of `unit`.
+        unit: Unit roundoff of the weights.
+    """
+    has_lse = "backward" not in call.name
+    return {
+        # A sum that is wrong by a factor has a logarithm that is wrong by as much at any size.
+        name: squares[name] + (unit**2 if has_lse and name == "1" else (unit * value).square())
+        for name, value in _real(truth)
+        if name in squares
+    }
 
 
 def mean_squares(call: Call, replay: Replayed, truth: Results, unit: float) -> dict[str, Tensor]:

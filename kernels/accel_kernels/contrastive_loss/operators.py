@@ -8,6 +8,7 @@ stands for is looked up when an operator runs, so that traced programs hold name
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
@@ -141,22 +142,22 @@ def _compute_softmax_backward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     passes: Any = passes_of(backend)
     pairing, references = _decoded(*inputs[5:]), list(inputs[3:5])
     with torch.no_grad(), _as_given(inputs[0]):
-        if passes.reads_values and _are_large(lses, gradients):
-            references = [_moved(*pair) for pair in zip(references, lses, strict=True)]
+        if passes.reads_values and are_large(lses, gradients):
+            references = [moved(*pair) for pair in zip(references, lses, strict=True)]
             lses = passes.softmax(*inputs[:3], *references, pairing)[:2]
         found = passes.softmax_backward(*inputs[:3], *references, pairing, *lses, gradients)
     return found.x, found.y, found.scale
 
 
-def _are_large(lses: list[Tensor], gradients: SoftmaxGradients) -> bool:
+def are_large(lses: Sequence[Tensor], gradients: Sequence[Tensor]) -> bool:
     """Whether a row's log-sum-exp that has a gradient is too large for its rounding."""
     return any(
         bool(((lse.abs() > _LARGE) & lse.isfinite() & (gradient != 0)).any())
-        for lse, gradient in zip(lses, gradients[:2], strict=True)
+        for lse, gradient in zip(lses, gradients, strict=False)
     )
 
 
-def _moved(reference: Tensor, lse: Tensor) -> Tensor:
+def moved(reference: Tensor, lse: Tensor) -> Tensor:
     """A reference from which the log-sum-exp is near 0: the two are its parts, high and low."""
     return reference + torch.where(lse.isfinite(), lse, 0.0)
 

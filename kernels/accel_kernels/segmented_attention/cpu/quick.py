@@ -23,6 +23,7 @@ Way = Callable[[Tensor, Tensor, Tensor], "Tensor | None"]
 
 # The function in C: a call through `torch.ops` costs several microseconds more.
 _aten = torch._scaled_dot_product_flash_attention_for_cpu
+_saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 # Scores in the widest vector that aten takes a maximum of.
 _VECTOR = 16
 # From as many numbers on (128 tokens in 4 heads of 64) torch sums on all threads, in several steps;
@@ -65,6 +66,8 @@ def way(query: Tensor, key: Tensor, value: Tensor, call: Call, tile: int) -> Way
         twice = alone and torch.get_num_threads() > 1
         if twice and length > BLOCK:
             return None  # there are more threads than when this was prepared
+        if tracked and _saved_tensors_hooks(False) is not None:
+            return None  # aten's backward reads what they give back by the strides that it saved
         if scores or values:
             if tracked:  # a graph of a check would cost as much as the check
                 torch._C._set_grad_enabled(False)
