@@ -1,8 +1,9 @@
 """The float64 truth of this package's own operators, for who makes a recorded call again.
 
 An operator is called again by another of its kernels: the reference, or for what the reference has
-computed another. They share the definitions of masks, biases and dropout, and of formats in eight
-bits, and no walk over tiles. Shared code depends on no operation, so these are named here, and
+computed another. What kernels of attention share is not judged: what masks, biases and dropout are,
+which tiles are seen, and the product that leaves out what is not; nor are formats in eight bits.
+Shared code depends on no operation, so these are named here, and
 imported when one is met.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -117,53 +118,64 @@ _OF_X = (
 )  # fmt: skip
 
 
-def _blocks(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _blocks(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The call's rows of x in parts. What a pass returns of parts adds up to what it is of all."""
     rows = max(1, _PAIRS // max(1, len(given["y"])))
-    count = max(1, -(-len(given["x"]) // rows))
-    parts: list[dict[str, Any]] = [dict(given) for _ in range(count)]
-    for name in _OF_X:
-        if isinstance(given.get(name), Tensor):
-            for n, part in enumerate(parts):
-                part[name] = given[name][n * rows : (n + 1) * rows]
-    return parts
+    for start in range(0, max(1, len(given["x"])), rows):
+        part = dict(given)
+        for name in _OF_X:
+            if isinstance(tensor := given.get(name), Tensor):
+                part[name] = tensor[start : start + rows]
+        yield part
+
+
+def _added(
+    name: str, given: Mapping[str, Any], of_x: Sequence[int], logarithms: Sequence[int] = ()
+) -> tuple[Tensor, ...]:
+    """The results of all blocks: those of x one after the other, of the others the sums.
+
+    Args:
+        name: The operator.
+        given: Its arguments.
+        of_x: Places of the results that have a row for every row of x.
+        logarithms: Places of those that are logarithms of sums.
+    """
+    joined: dict[int, list[Tensor]] = {place: [] for place in of_x}
+    total: dict[int, Tensor] = {}
+    for part in _blocks(given):
+        results = _by_another_kernel(name, **part)
+        for place, result in enumerate(results):
+            if place in joined:
+                joined[place].append(result)
+            elif place in total:
+                add = torch.logaddexp if place in logarithms else torch.add
+                total[place] = add(total[place], result)
+            else:
+                total[place] = result
+    found = {**total, **{place: torch.cat(parts) for place, parts in joined.items()}}
+    return tuple(found[place] for place in sorted(found))
 
 
 def _softmax(**given: Any) -> tuple[Tensor, ...]:
-    parts = [_by_another_kernel("contrastive_softmax", **part) for part in _blocks(given)]
-    x_lse, y_lse, x_positive, y_positive, x_count, y_count = zip(*parts, strict=True)
-    return (
-        torch.cat(x_lse),
-        torch.logsumexp(torch.stack(y_lse), 0),
-        torch.cat(x_positive),
-        torch.stack(y_positive).sum(0),
-        torch.cat(x_count),
-        torch.stack(y_count).sum(0),
-    )
+    return _added("contrastive_softmax", given, of_x=(0, 2, 4), logarithms=(1,))
 
 
 def _softmax_backward(**given: Any) -> tuple[Tensor, ...]:
     operators = importlib.import_module(f"{NAMESPACE}.contrastive_loss.operators")
     lses = [given["x_lse"], given["y_lse"]]
-    grads = [given["grad_x_lse"], given["grad_y_lse"]]
-    if operators.are_large(lses, grads):  # as the operator does it, of the whole
+    if operators.are_large(lses, [given["grad_x_lse"], given["grad_y_lse"]]):
+        # As the operator does it, of the whole.
         for side, lse in zip("xy", lses, strict=True):
             given[f"{side}_reference"] = operators.moved(given[f"{side}_reference"], lse)
-        own = {
-            name: value for name, value in given.items() if not name.endswith(("_lse", "_positive"))
-        }
+        own = {n: value for n, value in given.items() if not n.endswith(("_lse", "_positive"))}
         given["x_lse"], given["y_lse"], *_ = _softmax(**own)
-    parts = [_by_another_kernel("contrastive_softmax_backward", **part) for part in _blocks(given)]
-    x, y, scale = zip(*parts, strict=True)
-    return torch.cat(x), torch.stack(y).sum(0), torch.stack(scale).sum(0)
+    return _added("contrastive_softmax_backward", given, of_x=(0,))
 
 
 def _sigmoid(**given: Any) -> tuple[Tensor, ...]:
-    parts = [_by_another_kernel("contrastive_sigmoid", **part) for part in _blocks(given)]
-    total, x, *others = zip(*parts, strict=True)
-    if not given["with_gradients"]:
-        return torch.stack(total).sum(0), *parts[0][1:]
-    return torch.stack(total).sum(0), torch.cat(x), *(torch.stack(one).sum(0) for one in others)
+    """Without gradients, all results but the first are empty."""
+    of_x = (1,) if given["with_gradients"] else ()
+    return _added("contrastive_sigmoid", given, of_x=of_x)
 
 
 def _sigmoid_backward(gradient: Tensor, **saved: Tensor) -> tuple[Tensor, ...]:

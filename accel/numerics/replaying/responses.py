@@ -73,26 +73,23 @@ def widened_squares(
     return {name: value * (coarse / unit) ** 2 for name, value in squares.items()}
 
 
-def with_weights(
-    call: Call, truth: Results, squares: Mapping[str, Tensor], unit: float
-) -> dict[str, Tensor]:
-    """The mean squares of an attention that rounds its weights, which no noise of inputs shows.
+def with_fast_exponentials(call: Call, squares: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The mean squares of a log-sum-exp by torch's CPU kernel for attention in 16 bits.
 
     Where all scores are zero, inputs that are slightly wrong change none of them.
 
     Args:
         call: The call.
-        truth: What it gave without noise.
-        squares: Of noise of `unit`.
-        unit: Unit roundoff of the weights.
+        squares: Of noise.
     """
-    has_lse = "backward" not in call.name
-    return {
-        # A sum that is wrong by a factor has a logarithm that is wrong by as much at any size.
-        name: squares[name] + (unit**2 if has_lse and name == "1" else (unit * value).square())
-        for name, value in _real(truth)
-        if name in squares
-    }
+    if "backward" in call.name or "1" not in squares:
+        return dict(squares)
+    return {**squares, "1": squares["1"] + _FAST_EXPONENTIALS**2}
+
+
+# By how much its exponentials are wrong, relatively: up to 381 roundoffs of float32 were measured
+# of sums of 2,048.
+_FAST_EXPONENTIALS = 2.0**-13
 
 
 def mean_squares(call: Call, replay: Replayed, truth: Results, unit: float) -> dict[str, Tensor]:

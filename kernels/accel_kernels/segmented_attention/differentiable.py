@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -255,6 +255,14 @@ class SegmentedAttention(torch.autograd.Function):
             ctx.kernel, ctx.call, grad_out, grad_lse, query, key, value, bias, out, lse
         )
         return (None, None, *found)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+        """There is none."""
+        raise NotImplementedError(
+            "segmented_attention has no forward-mode derivative (jvp): take it in reverse mode, by "
+            "torch.func.vjp or jacrev, or of torch's own attention"
+        )
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
