@@ -275,7 +275,7 @@ def test_a_contrastive_loss_is_block_by_block_what_it_is_at_once(monkeypatch, ki
 
 @pytest.mark.parametrize("name", ["contrastive_softmax_backward", "contrastive_sigmoid"])
 def test_judging_a_contrastive_loss_takes_no_memory_of_all_pairs(run_python, name) -> None:
-    """4,096 by 4,096 pairs in float64 are 134 MB, and gradients of y by block 270 MB."""
+    """All pairs at once take 740 MB here, and a gradient of y for every block 700 MB."""
     found = run_python(f"""
         import resource
 
@@ -306,8 +306,8 @@ def test_judging_a_contrastive_loss_takes_no_memory_of_all_pairs(run_python, nam
         run(4096)
         print(peak() - before)
     """)
-    # Inputs and gradients are 67 MB; the rest is a block of pairs some times over.
-    assert int(found.lines[0]) < 200e6
+    # Inputs, gradients and their parts are 100 MB, and matrices of a block 8 MB each.
+    assert int(found.lines[0]) < 400e6, found.lines
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
