@@ -46,7 +46,8 @@ def forward(query: Tensor, key: Tensor, value: Tensor, call: Call) -> tuple[Tens
     if 0 in shape:
         out = query.new_empty((*shape[:3], value.shape[3]))
         return out, query.new_empty(shape[:3], dtype=torch.float32)
-    return forward_pass(forward_layout(query, key, value, call), query, key, value)
+    lse = query.new_empty(shape[:3], dtype=torch.float32)
+    return forward_pass(forward_layout(query, key, value, call), query, key, value, lse)
 
 
 def backward(

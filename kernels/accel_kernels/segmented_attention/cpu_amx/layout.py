@@ -102,19 +102,27 @@ class Layout(NamedTuple):
                 gradients; each with rows that follow one another in memory.
         """
         block = bytearray(self.template)
-        _NUMBER.pack_into(block, _THREADS, min(torch.get_num_threads(), self.threads))
-        places = [(t.data_ptr(), *t.stride()[:3]) for t in tensors]
-        _ROWS.pack_into(block, _FIRST, *places[0], *places[1], *places[2], *places[3])
-        _NUMBER.pack_into(block, _LSE, lse.data_ptr())
-        if len(places) > 4:
-            _ROWS.pack_into(block, _SECOND, *places[4], *places[5], *places[6], *places[7])
+        _pack_number(block, _THREADS, min(torch.get_num_threads(), self.threads))
+        _pack_rows(
+            block, _FIRST, *_place(tensors[0]), *_place(tensors[1]), *_place(tensors[2]),
+            *_place(tensors[3]), lse.data_ptr(),
+        )  # fmt: skip
+        if len(tensors) > 4:
+            _pack_rows(
+                block, _SECOND, *_place(tensors[4]), *_place(tensors[5]), *_place(tensors[6]),
+                *_place(tensors[7]), 0,
+            )  # fmt: skip
         return Memory.from_buffer(block)
 
 
-_NUMBER = struct.Struct("=q")
-_ROWS = struct.Struct("=16q")  # four `struct rows`
-_THREADS, _FIRST = Memory.threads.offset, Memory.query.offset
-_LSE, _SECOND = Memory.lse.offset, Memory.grad_out.offset
+def _place(tensor: Tensor) -> tuple[int, ...]:
+    return tensor.data_ptr(), *tensor.stride()[:3]
+
+
+_pack_number = struct.Struct("=q").pack_into
+# Four `struct rows` and what follows them: the log-sum-exp, or its gradient.
+_pack_rows = struct.Struct("=17q").pack_into
+_THREADS, _FIRST, _SECOND = Memory.threads.offset, Memory.query.offset, Memory.grad_out.offset
 
 
 def lay_out(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Layout:

@@ -25,7 +25,7 @@ def forward_layout(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Lay
 
 
 def forward_pass(
-    layout: Layout, query: Tensor, key: Tensor, value: Tensor
+    layout: Layout, query: Tensor, key: Tensor, value: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp.
 
@@ -34,12 +34,12 @@ def forward_pass(
         query: `[B, H, T, D]`, `aligned` as key and value.
         key: `[B, H_kv, S, D]`.
         value: `[B, H_kv, S, D_v]`.
+        lse: `[B, H, T]` in float32, contiguous; is written to.
 
     Returns:
-        `out` `[B, H, T, D_v]`, with the query's strides where it may be, and `lse` `[B, H, T]`.
+        `out` `[B, H, T, D_v]`, with the query's strides where it may be, and `lse`.
     """
     shape, size = query.shape, value.shape[3]
-    lse = query.new_empty(shape[:3], dtype=torch.float32)
     if layout.is_packed:
         # In the call's shape: autograd lets nobody change a view in place.
         out = query.new_empty((*shape[:3], size))

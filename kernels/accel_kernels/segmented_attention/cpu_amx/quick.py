@@ -31,10 +31,15 @@ Way = Callable[[Tensor, Tensor, Tensor], "Tensor | None"]
 
 
 class _Kind(NamedTuple):
-    """What all calls of a kind have in common; `kernel` and `call` are for second derivatives."""
+    """What all calls of a kind have in common; `kernel` and `call` are for second derivatives.
+
+    `lse` is like a log-sum-exp: made like it, one is made by the same operator as the output, and
+    another that work elsewhere has driven from the caches takes microseconds.
+    """
 
     kernel: Implementation
     call: Call
+    lse: Tensor
     forward: Layout
     backward: Layout
 
@@ -45,7 +50,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kind: _Kind, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """The output alone."""
-        out, lse = forward_pass(kind.forward, query, key, value)
+        out, lse = forward_pass(kind.forward, query, key, value, torch.empty_like(kind.lse))
         ctx.kind = kind
         ctx.save_for_backward(query, key, value, out, lse)
         return out
@@ -77,7 +82,7 @@ def way(
         query: `[B, H, T, D]`; of the three no value counts.
         key: `[B, H_kv, S, D]`.
         value: `[B, H_kv, S, D_v]`.
-        call: With no options but mask and scale.
+        call: With no options but mask and scale. Not under a mode that makes tensors of its own.
 
     Returns:
         A function from the three tensors to the output, or to None under forward-mode derivatives.
@@ -91,7 +96,8 @@ def way(
     # Not the caller's mask, who may change it before a second derivative is computed.
     call = call._replace(mask=Causal("bottom_right") if seen.causal else None)
     layouts = (f(query, key, value, call) for f in (forward_layout, lay_out))
-    kind = _Kind(kernel, call, *layouts)
+    lse = torch.empty(1, dtype=torch.float32, device="cpu").expand(query.shape[:3])
+    kind = _Kind(kernel, call, lse, *layouts)
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor | None:
         # C reads memory and would drop the tangents.
@@ -104,4 +110,4 @@ def way(
 
 
 def _output(kind: _Kind, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return forward_pass(kind.forward, query, key, value)[0]
+    return forward_pass(kind.forward, query, key, value, torch.empty_like(kind.lse))[0]

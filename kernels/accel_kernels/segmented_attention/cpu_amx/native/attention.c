@@ -99,8 +99,12 @@ EXPORT int accel_attention_forward(const struct call *call) {
     return failed ? -1 : 0;
 }
 
-// Keys of a block: what it keeps should fit into the second-level cache, beside the tile.
-static long key_block(long widths) { return widths <= 160 ? 256 : widths <= 320 ? 128 : PANEL; }
+// Keys of a block: what it keeps should fit into the second-level cache, beside the tile; and a few
+// keys of one head should be work for two threads.
+static long key_block(long widths, long keys) {
+    const long most = widths <= 160 ? 256 : widths <= 320 ? 128 : PANEL;
+    return keys <= 256 ? at_most(most, 128) : most;
+}
 
 // Writes grad_query, grad_key and grad_value. Returns 0, or -1 if there is no memory.
 EXPORT int accel_attention_backward(const struct call *call) {
@@ -110,7 +114,7 @@ EXPORT int accel_attention_backward(const struct call *call) {
     job.value_steps = words_of(call->value_width);
     job.padded = rounded_up(call->width, LANES);
     job.value_padded = rounded_up(call->value_width, LANES);
-    job.key_block = key_block(job.padded + job.value_padded);
+    job.key_block = key_block(job.padded + job.value_padded, call->keys);
     job.key_blocks = (call->keys + job.key_block - 1) / job.key_block;
     job.delta_tasks = (call->queries + DELTA_ROWS - 1) / DELTA_ROWS;
     int failed = see(&job.seen, call, BACKWARD_ROWS);

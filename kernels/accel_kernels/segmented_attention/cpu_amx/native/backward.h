@@ -157,8 +157,9 @@ static void load_keys(const struct backward *job, struct tile *tile, long b, lon
         tile->keys_wrong |= pack_pairs(tile->key_rows + panel * (PANEL / PAIR) * job->padded,
                                        job->padded, PANEL, key, call->key.row, rows, call->width);
     }
-    for (long n = 0; n < job->key_block * job->padded; n++) tile->grad_key[n] = 0.0f;
-    for (long n = 0; n < job->key_block * job->value_padded; n++) tile->grad_value[n] = 0.0f;
+    const long used = rounded_up(count, PANEL);
+    for (long n = 0; n < used * job->padded; n++) tile->grad_key[n] = 0.0f;
+    for (long n = 0; n < used * job->value_padded; n++) tile->grad_value[n] = 0.0f;
 }
 
 static void backward_keys(void *given, char *scratch, long index) {

@@ -214,10 +214,11 @@ static void forward_rows(void *given, char *scratch, long index) {
     block.batch = b;
     block.head = h;
     block.slope = slope_of(&job->shape, b, h, call->heads);
-    for (long n = 0; n < FORWARD_ROWS * job->value_padded; n++) block.total[n] = 0.0f;
-    for (long n = 0; n < FORWARD_ROWS * LANES; n++) block.sums[n] = 0.0f;
-    for (long n = 0; n < FORWARD_ROWS; n++) block.shift[n] = 0.0f, block.limit[n] = -INFINITY;
-    pack_rows(block.query, job->steps, rounded_up(rows, STRIP), row_of(&call->query, b, h, row),
+    const long used = rounded_up(rows, STRIP);
+    for (long n = 0; n < used * job->value_padded; n++) block.total[n] = 0.0f;
+    for (long n = 0; n < used * LANES; n++) block.sums[n] = 0.0f;
+    for (long n = 0; n < used; n++) block.shift[n] = 0.0f, block.limit[n] = -INFINITY;
+    pack_rows(block.query, job->steps, used, row_of(&call->query, b, h, row),
               call->query.row, rows, call->width);
     for (long p = split * job->split_panels; p < end; p++) {
         const int kind = block_kind(&job->seen, b, i, p * PANEL, (p + 1) * PANEL);
