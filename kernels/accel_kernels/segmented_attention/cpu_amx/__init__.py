@@ -43,10 +43,9 @@ def forward(query: Tensor, key: Tensor, value: Tensor, call: Call) -> tuple[Tens
     """
     query, key, value = aligned(query), aligned(key), aligned(value)
     shape = query.shape
-    if 0 in shape:
-        out = query.new_empty((*shape[:3], value.shape[3]))
-        return out, query.new_empty(shape[:3], dtype=torch.float32)
     lse = query.new_empty(shape[:3], dtype=torch.float32)
+    if 0 in shape:
+        return query.new_empty((*shape[:3], value.shape[3])), lse
     return forward_pass(forward_layout(query, key, value, call), query, key, value, lse)
 
 
@@ -75,9 +74,8 @@ def backward(
     query, key, value = aligned(query), aligned(key), aligned(value)
     grad_out, out, lse = aligned(grad_out), aligned(out), lse.contiguous()
     if not lse.numel():
-        return Gradients(
-            torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value), None
-        )
+        grad_query, grad_key, grad_value = map(torch.zeros_like, (query, key, value))
+        return Gradients(grad_query, grad_key, grad_value, None)
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
     layout = lay_out(query, key, value, call)
     return Gradients(*backward_pass(layout, grad_out, query, key, value, out, lse, grad_lse), None)

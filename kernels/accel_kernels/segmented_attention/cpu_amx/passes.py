@@ -83,7 +83,10 @@ def backward_pass(
 
 
 def _like(tensor: Tensor) -> Tensor:
-    """Without values; of overlapping rows torch would have it that they are no longer together."""
+    """An empty tensor with a tensor's strides, if its rows then lie together in memory.
+
+    What torch makes like a tensor with overlapping rows may have another dimension innermost.
+    """
     made = torch.empty_like(tensor)
     return made if made.stride(3) == 1 else tensor.new_empty(tensor.shape)
 
