@@ -165,7 +165,7 @@ ARROW = {
 }  # fmt: skip
 SHARED_IN_AN_OP = {  # used by several backends, part of the mathematics
     "arguments", "bias", "call", "differentiable", "dropout", "flops", "formula", "operators",
-    "pairing", "passes", "selection", "state", "stretches", "tiles", "workspace",
+    "pairing", "passes", "selection", "state", "stretches", "tiles", "truth", "workspace",
 }  # fmt: skip
 
 

@@ -281,7 +281,7 @@ def test_opcheck(backend, kind) -> None:
         bias = alibi(torch.rand(2).requires_grad_())
         call = Call(causal() | prefix(2), 0.5, 2.0, bias, Dropout(0.2, 5), 3, True)
     arguments = (*inputs, *operators._encoded(inputs[0], inputs[1], call), backend)
-    found = torch.library.opcheck(operators._forward, arguments)
+    found = torch.library.opcheck(operators.forward, arguments)
     assert set(found.values()) == {"SUCCESS"}
 
 
@@ -318,8 +318,8 @@ def test_the_operator_itself_follows_autocast(dtype) -> None:
     inputs = [torch.randn(1, 2, 6, 4) for _ in range(3)]
     arguments = (*operators._encoded(inputs[0], inputs[1], Call(None, 0.5)), "reference")
     with torch.autocast("cpu", dtype=dtype):
-        out, _ = operators._forward(*inputs, *arguments)
-        double, _ = operators._forward(*(t.double() for t in inputs), *arguments)
+        out, _ = operators.forward(*inputs, *arguments)
+        double, _ = operators.forward(*(t.double() for t in inputs), *arguments)
     assert out.dtype == dtype
     assert double.dtype == torch.float64
 
@@ -329,6 +329,6 @@ def test_the_operator_under_vmap() -> None:
     arguments = (*operators._encoded(inputs[0][0], inputs[1][0], Call(None, 0.5)), "reference")
 
     def one(*tensors: Tensor) -> Tensor:
-        return operators._forward(*tensors, *arguments)[0]
+        return operators.forward(*tensors, *arguments)[0]
 
     assert torch.equal(vmap(one)(*inputs)[1], one(*(t[1] for t in inputs)))

@@ -16,8 +16,8 @@ from accel.attention import alibi, causal, key_lengths, prefix, relative_bias, w
 from accel.numerics.replaying.calls import call_of
 from accel.numerics.replaying.judging import judge
 from accel.numerics.replaying.walk import JudgedOperator
-from accel_kernels import references
 from accel_kernels.contrastive_loss import operators as contrastive
+from accel_kernels.contrastive_loss import truth
 from accel_kernels.contrastive_loss.passes import SoftmaxSums
 from accel_kernels.fp8 import quantize
 from accel_kernels.fp8.formats import E4M3, E5M2, Scaling
@@ -267,7 +267,7 @@ def test_a_contrastive_loss_is_block_by_block_what_it_is_at_once(monkeypatch, ki
         function = reference_of(name.split()[0])
         whole = function(**arguments)
         with monkeypatch.context() as patch:
-            patch.setattr(references, "_PAIRS", 70 * 7)
+            patch.setattr(truth, "_PAIRS", 70 * 7)
             parts = function(**arguments)
         for a, b in zip(whole, parts, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

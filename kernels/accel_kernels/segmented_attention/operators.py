@@ -41,8 +41,8 @@ _library.define(
     "segmented_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, "
     f"Tensor value, Tensor out, Tensor lse, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)"
 )
-_forward = torch.ops.accel_kernels.segmented_attention.default
-_backward = torch.ops.accel_kernels.segmented_attention_backward.default
+forward = torch.ops.accel_kernels.segmented_attention.default
+backward = torch.ops.accel_kernels.segmented_attention_backward.default
 _COUNT = _ARGUMENTS.count(",") + 1
 _BIAS, _RETURN_LSE = 5, 13  # places of these among the arguments
 
@@ -51,9 +51,7 @@ def call_operator(
     backend: str, query: Tensor, key: Tensor, value: Tensor, call: Call
 ) -> tuple[Tensor, Tensor]:
     """The operator for a call: its output and log-sum-exp."""
-    result: tuple[Tensor, Tensor] = _forward(
-        query, key, value, *_encoded(query, key, call), backend
-    )
+    result: tuple[Tensor, Tensor] = forward(query, key, value, *_encoded(query, key, call), backend)
     return result
 
 
@@ -70,7 +68,7 @@ def call_backward_operator(
 ) -> Gradients:
     """The operator for the backward of a call: its gradients."""
     given = (grad_out, grad_lse, query, key, value, out, lse)
-    *found, bias = _backward(*given, *_encoded(query, key, call), backend)
+    *found, bias = backward(*given, *_encoded(query, key, call), backend)
     grad_query, grad_key, grad_value = found
     return Gradients(grad_query, grad_key, grad_value, None if call.bias is None else bias)
 
@@ -198,7 +196,7 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -
     grad_out = torch.zeros_like(out) if grad_out is None else grad_out
     # Traced code hands in zeros for an output that nobody uses.
     grad_lse = grad_lse if rest[_RETURN_LSE] else None
-    *found, bias = _backward(grad_out, grad_lse, query, key, value, out, lse, *rest)
+    *found, bias = backward(grad_out, grad_lse, query, key, value, out, lse, *rest)
     result: list[Any] = [None] * _COUNT
     result[_BIAS] = None if rest[_BIAS] is None else bias
     return (*found, *result)
@@ -206,11 +204,11 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -
 
 def _mapped(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
     """Of the operator: one call per entry, as `torch.func` has the foldable form (`run`)."""
-    return _each(_forward, info, in_dims, inputs)
+    return _each(forward, info, in_dims, inputs)
 
 
 def _mapped_backward(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
-    return _each(_backward, info, in_dims, inputs)
+    return _each(backward, info, in_dims, inputs)
 
 
 def _each(operator: Any, info: Any, in_dims: tuple[Any, ...], inputs: tuple[Any, ...]) -> Any:
@@ -232,7 +230,7 @@ def _autocast(kind: str, keys: torch._C.DispatchKeySet) -> Any:
         dtype = torch.get_autocast_dtype(kind)
         inputs = [t if t.dtype == torch.float64 else t.to(dtype) for t in (query, key, value)]
         with torch._C._ExcludeDispatchKeyGuard(keys):
-            return _forward(*inputs, *rest)
+            return forward(*inputs, *rest)
 
     return cast
 
