@@ -26,13 +26,13 @@ from accel.numerics.replaying.calls import (
 )
 from accel.numerics.replaying.operators import why_nothing_to_check
 from accel.numerics.replaying.refusals import CannotReplayError
+from accel_kernels import references as own
 
 # From the arguments in float64 and what the run produced (a dropout's mask): the outputs, or None
 # where there is nothing to check.
 Formula = Callable[[Mapping[str, Given], Results], Sequence[Tensor | None]]
 
 _REGISTERED: dict[str, Function] = {}
-_OWN = "accel_kernels"
 _OF_TORCH = ("aten::", "prims::")  # whose float64 kernels are their reference
 
 
@@ -93,11 +93,9 @@ def replayer(call: Call, recorded: Results) -> Callable[[Mapping[str, Given]], R
 def spelt_out(call: Call) -> Call:
     """The call with every number that its results depend on as one that can be slightly wrong."""
     namespace, _, short = call.name.partition("::")
-    if namespace != _OWN or call.name in _REGISTERED:
+    if namespace != own.NAMESPACE or call.name in _REGISTERED:
         return call
-    from accel_kernels.references import spelt_out as of_own
-
-    return replace(call, arguments=of_own(short, call.arguments))
+    return replace(call, arguments=own.spelt_out(short, call.arguments))
 
 
 def why_nothing_to_replay(name: str, overload: str) -> str | None:
@@ -137,8 +135,4 @@ def _of_a_package(full: str) -> Function | None:
         from accel_kernels.vendor import npu
 
         return npu.REFERENCES.get(short)
-    if namespace == _OWN:
-        from accel_kernels.references import reference_of
-
-        return reference_of(short)
-    return None
+    return own.reference_of(short) if namespace == own.NAMESPACE else None

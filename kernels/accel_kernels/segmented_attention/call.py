@@ -6,6 +6,7 @@ softmax, then dropout of the probabilities.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from accel_kernels.masks import Mask, Sizes
 
+# From query, key and value of one kind of plain call to its output; None where their values ask for
+# another way.
+Way = Callable[[Tensor, Tensor, Tensor], "Tensor | None"]
 BIAS_KINDS = ("dense", "alibi", "relative")
 
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from accel_kernels.masks import Causal, Mask, visibility
-from accel_kernels.segmented_attention.call import Bias, Call, Dropout, sizes_of
+from accel_kernels.segmented_attention.call import Bias, Call, Dropout, Way, sizes_of
 from accel_kernels.segmented_attention.cpu import fused
 from accel_kernels.segmented_attention.cpu import tiles as cpu_tiles
 from accel_kernels.segmented_attention.cpu.few import attend, is_few
 from accel_kernels.segmented_attention.cpu.fused import Problem
-from accel_kernels.segmented_attention.cpu.quick import Way, way
+from accel_kernels.segmented_attention.cpu.quick import way
 from accel_kernels.segmented_attention.cpu.runs import Run, block, plan
 from accel_kernels.segmented_attention.differentiable import Gradients, Implementation, run
 

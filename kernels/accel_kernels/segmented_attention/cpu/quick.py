@@ -9,17 +9,14 @@ which every call looks for; the rest is decided once for all calls of a kind.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from accel_kernels.segmented_attention.call import Call
+from accel_kernels.segmented_attention.call import Call, Way
 from accel_kernels.segmented_attention.cpu import fused
 from accel_kernels.segmented_attention.cpu.few import BLOCK, is_alone, is_few
-
-Way = Callable[[Tensor, Tensor, Tensor], "Tensor | None"]
 
 # The function in C: a call through `torch.ops` costs several microseconds more.
 _aten = torch._scaled_dot_product_flash_attention_for_cpu

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from accel_kernels.masks import Mask
-from accel_kernels.segmented_attention.call import Bias, Call, Dropout
+from accel_kernels.segmented_attention.call import Bias, Call, Dropout, Way
 from accel_kernels.segmented_attention.cpu_amx import quick
 from accel_kernels.segmented_attention.cpu_amx.layout import aligned, lay_out
 from accel_kernels.segmented_attention.cpu_amx.library import why_absent
@@ -84,7 +84,7 @@ def backward(
 IMPLEMENTATION = Implementation("cpu_amx", forward, backward)
 
 
-def prepare(query: Tensor, key: Tensor, value: Tensor, call: Call) -> quick.Way | None:
+def prepare(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Way | None:
     """How every call of this kind is computed, if it can be told beforehand."""
     return quick.way(IMPLEMENTATION, query, key, value, call)
 

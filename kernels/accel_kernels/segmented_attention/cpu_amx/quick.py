@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from accel_kernels.masks import Causal, visibility
-from accel_kernels.segmented_attention.call import Call, sizes_of
+from accel_kernels.segmented_attention.call import Call, Way, sizes_of
 from accel_kernels.segmented_attention.cpu_amx.layout import Layout, aligned, lay_out
 from accel_kernels.segmented_attention.cpu_amx.passes import (
     backward_pass,
@@ -26,8 +26,6 @@ from accel_kernels.segmented_attention.differentiable import (
     gradients,
     is_watched,
 )
-
-Way = Callable[[Tensor, Tensor, Tensor], "Tensor | None"]
 
 
 class _Kind(NamedTuple):
